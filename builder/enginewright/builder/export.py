@@ -1,0 +1,285 @@
+"""Hugging Face module -> ONNX graph, with attention left as one op over the cache.
+
+Inputs of the exported graph (B rows, S new positions, n blocks a row):
+
+| tensor                | shape                             | dtype   |
+|-----------------------|-----------------------------------|---------|
+| input_ids             | [B, S]                            | int64   |
+| past_lengths          | [B]                               | int32   |
+| new_lengths           | [B]                               | int32   |
+| block_table           | [B, n]                            | int32   |
+| k_cache.i, v_cache.i  | [blocks, kv_heads, block_size, D] | float32 |
+
+Outputs: logits [B, S, V] float32, then k_cache.i.out and v_cache.i.out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from enginewright.builder import linear
+from enginewright.builder.families import Family
+from enginewright.builder.weight_tensor import WeightTensor
+from enginewright.builder.weights import Weight
+from enginewright.plugins.attention import export as attention
+from enginewright.plugins.attention.export import cached_attention
+
+IMPLEMENTATION = "enginewright"
+OPSET = 20
+_STEP_INPUTS = ("input_ids", "past_lengths", "new_lengths", "block_table")
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """One layer's cache: heads and size of a head."""
+
+    kv_heads: int
+    head_dim: int
+
+
+def export(
+    config: PreTrainedConfig, family: Family, weight: Callable[[str], Weight]
+) -> tuple[ir.Model, CacheShape]:
+    """Trace the architecture of ``config`` and attach the weights by parameter name.
+
+    No weight is read: the module is traced over memory that is never touched, and every
+    parameter becomes an initializer that reads ``weight(name)`` when it is written.
+    """
+    module = _skeleton(config)
+    family.prepare(module)
+    caches = _probe_caches(module)
+    program = _trace(module, caches)
+    model: ir.Model = program.model
+    _attach(model.graph, module, weight)
+    return model, caches[0]
+
+
+def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The module with buffers computed and parameters allocated but never written."""
+    with no_init_weights():
+        module = AutoModelForCausalLM.from_config(
+            config, attn_implementation=IMPLEMENTATION, dtype=torch.float32
+        )
+    module.tie_weights()
+    return module.eval()
+
+
+class _StepState:
+    """What the attention function needs of the step, and where it leaves the new caches."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.caches: list[tuple[Tensor, Tensor]] = []
+        self.updated: dict[int, tuple[Tensor, Tensor]] = {}
+        self.observed: dict[int, CacheShape] = {}
+
+
+class _SeamCache(Cache):
+    """Hands new keys and values through unchanged: the op itself writes the cache."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+_state: _StepState = _StepState()
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of transformers' registry: q, k, v come as [B, heads, S, D]."""
+    assert attention_mask is None, "the mask function of the registry gives no mask"
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    batch, heads, length, head_dim = query.shape
+    kv_heads = key.shape[1]
+    _state.observed[layer] = CacheShape(kv_heads, head_dim)
+    if not _state.caches:
+        return query.transpose(1, 2), None
+    k_cache, v_cache = _state.caches[layer]
+    out, k_out, v_out = cached_attention(
+        *(x.transpose(1, 2).reshape(batch, length, -1) for x in (query, key, value)),
+        k_cache,
+        v_cache,
+        _state.tensors["block_table"],
+        _state.tensors["past_lengths"],
+        _state.tensors["new_lengths"],
+        s_aux,
+        heads,
+        kv_heads,
+        head_dim**-0.5 if scaling is None else float(scaling),
+        sliding_window or 0,
+        softcap or 0.0,
+    )
+    _state.updated[layer] = (k_out, v_out)
+    return out.view(batch, length, heads, head_dim), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _no_mask)
+
+
+class _Step(nn.Module):
+    """One step as a function of tensors alone."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_lengths: Tensor,
+        new_lengths: Tensor,
+        block_table: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        _state.tensors = {
+            "block_table": block_table,
+            "past_lengths": past_lengths,
+            "new_lengths": new_lengths,
+        }
+        _state.caches = caches
+        _state.updated = {}
+        offsets = torch.arange(input_ids.shape[1], dtype=torch.int64)
+        positions = past_lengths.to(torch.int64).unsqueeze(1) + offsets
+        output = self.model(
+            input_ids=input_ids, position_ids=positions, past_key_values=_SeamCache()
+        )
+        return output.logits, [_state.updated[layer] for layer in range(len(caches))]
+
+
+def _probe_caches(module: PreTrainedModel) -> list[CacheShape]:
+    """Learn each layer's cache shape from one pass over fake tensors; no config field is named."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    _state.caches, _state.observed = [], {}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        ids = torch.zeros((1, 2), dtype=torch.int64)
+        module(input_ids=ids, position_ids=ids, past_key_values=_SeamCache())
+    return [_state.observed[layer] for layer in sorted(_state.observed)]
+
+
+def _trace(module: PreTrainedModel, caches: list[CacheShape]) -> Any:
+    """Example sizes are primes, so that none equals a dimension of the model by accident."""
+    batch, length, table, blocks, size = 3, 11, 7, 13, 53
+    pools = [
+        tuple(torch.zeros(blocks, c.kv_heads, size, c.head_dim) for _ in range(2)) for c in caches
+    ]
+    example = (
+        torch.zeros((batch, length), dtype=torch.int64),
+        torch.zeros(batch, dtype=torch.int32),
+        torch.ones(batch, dtype=torch.int32),
+        torch.zeros((batch, table), dtype=torch.int32),
+        pools,
+    )
+    free = torch.export.Dim.DYNAMIC
+    shapes = (
+        {0: free, 1: free},
+        {0: free},
+        {0: free},
+        {0: free, 1: free},
+        [({0: free, 2: free}, {0: free, 2: free})] * len(pools),
+    )
+    names = [f"{kind}_cache.{layer}" for layer in range(len(pools)) for kind in "kv"]
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            _Step(module).eval(),
+            example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            custom_translation_table={**attention.translations(), **linear.translations()},
+            input_names=[*_STEP_INPUTS, *names],
+            output_names=["logits", *(f"{name}.out" for name in names)],
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx logs and warns about packages and internals that are none of the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _attach(graph: ir.Graph, module: nn.Module, weight: Callable[[str], Weight]) -> None:
+    """Replace the traced parameters by weights of the source, under their own names.
+
+    Tied parameters become one weight, so that what stores it once can share it.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    first_name: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        first_name.setdefault(id(parameter), name)
+    read: dict[str, Weight] = {}
+    for traced in list(graph.initializers):
+        name = traced.removeprefix("model.")
+        if name not in parameters:
+            continue
+        owner = first_name[id(parameters[name])]
+        if owner not in read:
+            read[owner] = weight(owner)
+        value = graph.initializers[traced]
+        _check_shape(name, parameters[name], read[owner])
+        value.const_value = WeightTensor(read[owner], traced)
+
+
+def _check_shape(name: str, parameter: Tensor, weight: Weight) -> None:
+    from enginewright.runtime.errors import SourceError
+
+    if tuple(parameter.shape) != weight.shape:
+        raise SourceError(
+            f"{name}: the checkpoint holds shape {weight.shape}, its config asks for "
+            f"{tuple(parameter.shape)}; the config and the weights do not belong together"
+        )
+
+

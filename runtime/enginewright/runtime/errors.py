@@ -1,0 +1,90 @@
+"""The exception tree: every error that a user can cause derives from EnginewrightError.
+
+EnginewrightError
+├── ArtifactError             the artifact's folder cannot be used
+│   ├── ArtifactNotFoundError     there is no artifact at the path
+│   ├── SchemaVersionError        written by another version of the builder
+│   ├── IntegrityError            a file is missing, truncated or altered
+│   └── TargetError               no engine in it can run here
+├── RequestError (ValueError) one request is wrong; other requests are not harmed
+│   ├── SamplingParamsError       a sampling parameter is out of range
+│   ├── PromptError               empty, not text, or token ids out of the vocabulary
+│   ├── ContextLengthError        prompt and max_tokens do not fit the engine's limit
+│   └── ChatTemplateError         template missing, refused by the sandbox, or out of bounds
+├── MissingDependencyError    an extra is not installed
+└── BuildError                a build cannot go on
+    ├── RecipeError               the recipe is wrong; names the field's path
+    ├── SourceError               the checkpoint is missing, incomplete or not readable
+    ├── UnsupportedModelError     architecture or quantization outside what can be built
+    └── ConformanceError          the built engine missed a threshold
+"""
+
+from __future__ import annotations
+
+
+class EnginewrightError(Exception):
+    """Base of every error that Enginewright raises for a user's mistake."""
+
+
+class ArtifactError(EnginewrightError):
+    """The artifact's folder cannot be used."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """There is no artifact at the path."""
+
+
+class SchemaVersionError(ArtifactError):
+    """The manifest was written for a schema that this runtime does not read."""
+
+
+class IntegrityError(ArtifactError):
+    """A file of the artifact is missing, truncated or altered."""
+
+
+class TargetError(ArtifactError):
+    """No engine of the artifact can run with what is installed here."""
+
+
+class RequestError(EnginewrightError, ValueError):
+    """One request is wrong; it fails alone."""
+
+
+class SamplingParamsError(RequestError):
+    """A sampling parameter has an illegal value."""
+
+
+class PromptError(RequestError):
+    """The prompt is empty, of a wrong type, or holds ids outside the vocabulary."""
+
+
+class ContextLengthError(RequestError):
+    """The prompt, or the prompt and max_tokens, exceed the engine's max_context."""
+
+
+class ChatTemplateError(RequestError):
+    """The chat template is missing, refused by the sandbox, wrong, or out of bounds."""
+
+
+class MissingDependencyError(EnginewrightError):
+    """A package of an optional extra is not installed."""
+
+
+class BuildError(EnginewrightError):
+    """A build cannot go on; the previous artifact is untouched."""
+
+
+class RecipeError(BuildError):
+    """The recipe is wrong; the message holds the field's path and the legal values."""
+
+
+class SourceError(BuildError):
+    """The checkpoint is missing, incomplete, damaged or of an unknown kind."""
+
+
+class UnsupportedModelError(BuildError):
+    """The architecture, or the source's quantization, is outside what can be built."""
+
+
+class ConformanceError(BuildError):
+    """The built engine missed a threshold of its recipe; the message holds the table."""

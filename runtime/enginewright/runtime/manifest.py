@@ -1,0 +1,169 @@
+"""The manifest: the one schema that the builder writes and the runtime reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from enginewright.runtime.errors import ArtifactError, SchemaVersionError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hex) of one file of the artifact."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """Where the weights came from. ``digest`` is ``sha256:...`` over the source's files."""
+
+    kind: Literal["checkpoint", "gguf", "package", "hub"]
+    reference: str
+    digest: str
+    architecture: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One input or output of an engine; a symbolic dimension is a string."""
+
+    name: str
+    direction: Literal["input", "output"]
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class KVEntry:
+    """The cache: 2 * layers tensors ``k_cache.i``, ``v_cache.i`` [blocks, kv_heads, size, head_dim]."""
+
+    layout: Literal["slots", "paged"]
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class LimitsEntry:
+    """Tokens a row may hold (prompt and output), and rows that may run together."""
+
+    max_context: int
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class StepsEntry:
+    """Rows that each kind of step may hold, see engine.StepSupport."""
+
+    decode: int
+    prefill: int
+    extend: int
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One engine of the artifact.
+
+    ``fingerprint`` digests the engine's files; ``plan`` names how it was lowered;
+    ``model`` is the file that the backend opens, ``files`` are all that it needs.
+    """
+
+    target: str
+    plan: str
+    precision: str
+    fingerprint: str
+    model: str
+    files: tuple[str, ...]
+    io: tuple[TensorEntry, ...]
+    vocab_size: int
+    kv: KVEntry
+    limits: LimitsEntry
+    steps: StepsEntry
+    batch_invariant: bool
+
+
+@dataclass(frozen=True)
+class SamplingDefault:
+    """A sampling default of the model, and the file and key that it came from."""
+
+    value: float | int
+    origin: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that the runtime knows of an artifact before it opens a file of it.
+
+    ``recipe``, ``tools`` and ``conformance`` are for people and for verify; the rest drives
+    the runtime. ``eos_token_ids`` is the union over tokenizer, config and generation config.
+    """
+
+    name: str
+    source: SourceEntry
+    recipe: Mapping[str, Any]
+    engines: tuple[EngineEntry, ...]
+    files: Mapping[str, FileEntry]
+    tools: Mapping[str, str]
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    sampling_defaults: Mapping[str, SamplingDefault]
+    conformance: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Canonical text: sorted keys, two spaces, one final newline."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read a manifest's text; ``where`` names it in errors.
+
+    Raises SchemaVersionError for another schema, ArtifactError for anything malformed.
+    """
+    try:
+        data = json.loads(text)
+        version = data["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{where}: not a manifest of Enginewright ({error!r})") from error
+    if version != SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{where}: schema version {version!r} found, this runtime reads {SCHEMA_VERSION}; "
+            f"rebuild the artifact with this version, or install the version that wrote it"
+        )
+    try:
+        return _manifest(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{where}: manifest is malformed ({error!r}); rebuild it") from error
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    fields = dict(data)
+    fields["source"] = SourceEntry(**data["source"])
+    fields["engines"] = tuple(_engine(entry) for entry in data["engines"])
+    fields["files"] = {path: FileEntry(**entry) for path, entry in data["files"].items()}
+    fields["eos_token_ids"] = tuple(data["eos_token_ids"])
+    defaults = data["sampling_defaults"].items()
+    fields["sampling_defaults"] = {name: SamplingDefault(**entry) for name, entry in defaults}
+    return Manifest(**fields)
+
+
+def _engine(data: dict[str, Any]) -> EngineEntry:
+    fields = dict(data)
+    fields["files"] = tuple(data["files"])
+    fields["io"] = tuple(
+        TensorEntry(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["io"]
+    )
+    fields["kv"] = KVEntry(**data["kv"])
+    fields["limits"] = LimitsEntry(**data["limits"])
+    fields["steps"] = StepsEntry(**data["steps"])
+    return EngineEntry(**fields)
