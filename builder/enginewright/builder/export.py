@@ -8,9 +8,11 @@ Inputs of the exported graph (B rows, S new positions, n blocks a row):
 | past_lengths          | [B]                               | int32   |
 | new_lengths           | [B]                               | int32   |
 | block_table           | [B, n]                            | int32   |
+| positions             | [B, S]                            | int64   |
 | k_cache.i, v_cache.i  | [blocks, kv_heads, block_size, D] | float32 |
 
-Outputs: logits [B, S, V] float32, then k_cache.i.out and v_cache.i.out.
+Outputs: logits [B, S, V] float32, then k_cache.i.out and v_cache.i.out. ``positions`` is
+past_lengths[b] + s; as an input it marks what depends on nothing but the position.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from enginewright.plugins.attention.export import cached_attention
 
 IMPLEMENTATION = "enginewright"
 OPSET = 20
-_STEP_INPUTS = ("input_ids", "past_lengths", "new_lengths", "block_table")
+_STEP_INPUTS = ("input_ids", "past_lengths", "new_lengths", "block_table", "positions")
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ def export(
     No weight is read: the module is traced over memory that is never touched, and every
     parameter becomes an initializer that reads ``weight(name)`` when it is written.
     """
-    module = _skeleton(config)
-    family.prepare(module)
-    caches = _probe_caches(module)
-    program = _trace(module, caches)
-    model: ir.Model = program.model
+    with _quiet(), torch.no_grad():
+        module = _skeleton(config)
+        family.prepare(module)
+        caches = _probe_caches(module)
+        model: ir.Model = _trace(module, caches).model
     _attach(model.graph, module, weight)
     return model, caches[0]
 
@@ -172,6 +174,7 @@ class _Step(nn.Module):
         past_lengths: Tensor,
         new_lengths: Tensor,
         block_table: Tensor,
+        positions: Tensor,
         caches: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         _state.tensors = {
@@ -181,8 +184,6 @@ class _Step(nn.Module):
         }
         _state.caches = caches
         _state.updated = {}
-        offsets = torch.arange(input_ids.shape[1], dtype=torch.int64)
-        positions = past_lengths.to(torch.int64).unsqueeze(1) + offsets
         output = self.model(
             input_ids=input_ids, position_ids=positions, past_key_values=_SeamCache()
         )
@@ -194,7 +195,7 @@ def _probe_caches(module: PreTrainedModel) -> list[CacheShape]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     _state.caches, _state.observed = [], {}
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         ids = torch.zeros((1, 2), dtype=torch.int64)
         module(input_ids=ids, position_ids=ids, past_key_values=_SeamCache())
     return [_state.observed[layer] for layer in sorted(_state.observed)]
@@ -211,6 +212,7 @@ def _trace(module: PreTrainedModel, caches: list[CacheShape]) -> Any:
         torch.zeros(batch, dtype=torch.int32),
         torch.ones(batch, dtype=torch.int32),
         torch.zeros((batch, table), dtype=torch.int32),
+        torch.zeros((batch, length), dtype=torch.int64),
         pools,
     )
     free = torch.export.Dim.DYNAMIC
@@ -219,36 +221,38 @@ def _trace(module: PreTrainedModel, caches: list[CacheShape]) -> Any:
         {0: free},
         {0: free},
         {0: free, 1: free},
+        {0: free, 1: free},
         [({0: free, 2: free}, {0: free, 2: free})] * len(pools),
     )
     names = [f"{kind}_cache.{layer}" for layer in range(len(pools)) for kind in "kv"]
-    with _quiet(), torch.no_grad():
-        return torch.onnx.export(
-            _Step(module).eval(),
-            example,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-            custom_translation_table={**attention.translations(), **linear.translations()},
-            input_names=[*_STEP_INPUTS, *names],
-            output_names=["logits", *(f"{name}.out" for name in names)],
-        )
+    return torch.onnx.export(
+        _Step(module).eval(),
+        example,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        custom_translation_table={**attention.translations(), **linear.translations()},
+        input_names=[*_STEP_INPUTS, *names],
+        output_names=["logits", *(f"{name}.out" for name in names)],
+    )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx logs and warns about packages and internals that are none of the user's."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporters log and warn about packages and internals that are none of the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _attach(graph: ir.Graph, module: nn.Module, weight: Callable[[str], Weight]) -> None:

@@ -1,0 +1,80 @@
+"""CachedAttention -> ONNX Runtime's GroupQueryAttention, layout ``slots``.
+
+Before: CachedAttention(q, k, v, k_cache [blocks, ...], ..., block_table, past, new, cos, sin, sinks).
+After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, max(past + new), ...),
+where the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
+and v are one Split of a packed projection, the op takes the packed tensor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from enginewright.builder.passes.match import MICROSOFT, constant_value, insert_before, replace
+from enginewright.plugins.attention.contract import OP_TYPE
+
+
+def lower_attention(model: ir.Model) -> None:
+    """Lower every attention node and drop the input block_table."""
+    graph = model.graph
+    nodes = [node for node in graph if node.op_type == OP_TYPE]
+    inputs = {value.name: value for value in graph.inputs}
+    last, longest = _lengths(graph, inputs["past_lengths"], inputs["new_lengths"])
+    for node in nodes:
+        _lower(node, last, longest)
+        graph.remove(node, safe=True)
+    assert not inputs["block_table"].uses()
+    graph.inputs.remove(inputs["block_table"])
+    graph.opset_imports[MICROSOFT] = 1
+
+
+def _lengths(graph: ir.Graph, past: ir.Value, new: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """seqlens_k [B] (index of each row's last token) and the longest total, a scalar; int32."""
+    one = constant_value(graph, "one_int32", np.array(1, np.int32))
+    total = ir.node("Add", [past, new])
+    last = ir.node("Sub", [total.outputs[0], one])
+    longest = ir.node("ReduceMax", [total.outputs[0]], {"keepdims": 0})
+    graph.insert_before(graph[0], [total, last, longest])
+    for node in (total, last, longest):
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT32)
+    last.outputs[0].shape = past.shape
+    longest.outputs[0].shape = ir.Shape([])
+    return last.outputs[0], longest.outputs[0]
+
+
+def _lower(node: ir.Node, last: ir.Value, longest: ir.Value) -> None:
+    q, k, v, k_cache, v_cache = node.inputs[:5]
+    cos, sin, sinks = ([*node.inputs[8:], None, None, None])[:3]
+    packed = _packed(node)
+    operands = [packed, None, None] if packed is not None else [q, k, v]
+    attributes = node.attributes
+    window = attributes["window"].as_int()
+    lowered = ir.node(
+        "GroupQueryAttention",
+        [*operands, k_cache, v_cache, last, longest, cos, sin, None, None, sinks],
+        {
+            "num_heads": attributes["num_heads"].as_int(),
+            "kv_num_heads": attributes["kv_heads"].as_int(),
+            "scale": attributes["scale"].as_float(),
+            "local_window_size": window or -1,
+            "softcap": attributes["softcap"].as_float(),
+            "do_rotary": int(cos is not None),
+            "rotary_interleaved": 0,
+        },
+        domain=MICROSOFT,
+        num_outputs=3,
+    )
+    insert_before(node, [lowered])
+    replace(node.outputs, lowered.outputs)
+
+
+def _packed(node: ir.Node) -> ir.Value | None:
+    """The tensor that q, k and v are split from, in that order, or None."""
+    q = node.inputs[0]
+    split = None if q is None else q.producer()
+    if split is None or split.op_type != "Split" or len(split.outputs) != 3:
+        return None
+    if any(operand is not part for operand, part in zip(node.inputs, split.outputs, strict=False)):
+        return None
+    return split.inputs[0]

@@ -1,0 +1,73 @@
+"""Fold constants, merge equal nodes, cancel layout changes, drop what nothing reads.
+
+Before: Transpose(Transpose(x)) by inverse permutations, Reshape back to the shape of before.
+After: x.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import optimizer
+
+from enginewright.builder.passes.match import producer, replace, same_shape
+
+# Constants up to this many bytes are folded; weights are larger and stay where they are.
+_FOLD_BYTES = 1024
+
+
+def simplify(model: ir.Model) -> None:
+    """Run the clean-ups until none of them finds anything."""
+    optimizer.fold_constants(
+        model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES, onnx_shape_inference=False
+    )
+    common.CommonSubexpressionEliminationPass()(model)
+    while _cancel_layout(model.graph):
+        common.RemoveUnusedNodesPass()(model)
+        common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _cancel_layout(graph: ir.Graph) -> bool:
+    changed = False
+    for node in list(graph):
+        source = _undone(node)
+        if source is not None:
+            replace(node.outputs, [source])
+            changed = True
+    return changed
+
+
+def _undone(node: ir.Node) -> ir.Value | None:
+    """The earlier value that this node recreates, or None."""
+    before = node.inputs[0] if node.inputs else None
+    if before is None:
+        return None
+    if node.op_type == "Identity":
+        return before
+    if node.op_type == "Transpose" and (first := producer(before, "Transpose")) is not None:
+        inner, outer = _permutation(first), _permutation(node)
+        if [inner[axis] for axis in outer] == list(range(len(outer))):
+            return first.inputs[0]
+    if node.op_type == "Reshape":
+        return _reshape_source(node, before)
+    if node.op_type == "Slice" and same_shape(before, node.outputs[0]):
+        return before
+    return None
+
+
+def _reshape_source(node: ir.Node, before: ir.Value) -> ir.Value | None:
+    if same_shape(before, node.outputs[0]):
+        return before
+    first = producer(before, "Reshape")
+    if first is None or first.inputs[0] is None:
+        return None
+    if same_shape(first.inputs[0], node.outputs[0]):
+        return first.inputs[0]
+    # The target shape of the second is absolute, so the first changes nothing that it sees.
+    node.replace_input_with(0, first.inputs[0])
+    return None
+
+
+def _permutation(node: ir.Node) -> list[int]:
+    return list(node.attributes["perm"].as_ints())
