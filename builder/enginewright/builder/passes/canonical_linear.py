@@ -1,7 +1,8 @@
 """Every product with a stored weight becomes one Linear.
 
 Before: Gemm(x, W[K, N], b), as GPT-2's Conv1D exports it, wrapped in reshapes.
-After: Linear(x, W^T[N, K], b), with the transpose left to the moment the weight is written.
+After: Linear(x, W^T[N, K], b), with the transpose left to the moment the weight is written,
+and the reshapes to two axes and back gone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from enginewright.builder import linear
-from enginewright.builder.passes.match import insert_before, replace
+from enginewright.builder.passes.match import insert_before, producer, replace
 from enginewright.builder.weight_tensor import initializer, weight_of
 from enginewright.builder.weights import TransposedWeight
 
@@ -35,7 +36,25 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     assert stored is not None
     assert weight is not None
     transposed = initializer(graph, f"{stored.name}.T", TransposedWeight(weight))
+    flattened = producer(x, "Reshape")
+    backs = [use.node for use in node.outputs[0].uses()]
+    if flattened is not None and all(_restores(back, flattened.inputs[0]) for back in backs):
+        x, outputs = flattened.inputs[0], [back.outputs[0] for back in backs]
+    else:
+        outputs = [node.outputs[0]]
     new = ir.node(linear.OP_TYPE, [x, transposed, *bias], domain=linear.DOMAIN)
     insert_before(node, [new])
-    replace(node.outputs, new.outputs)
-    graph.remove(node, safe=True)
+    for output in outputs:
+        replace([output], new.outputs)
+
+
+def _restores(back: ir.Node, x: ir.Value | None) -> bool:
+    """The node only gives back the leading axes that x had before it was flattened."""
+    shape = back.outputs[0].shape
+    return (
+        back.op_type == "Reshape"
+        and x is not None
+        and x.shape is not None
+        and shape is not None
+        and list(shape)[:-1] == list(x.shape)[:-1]
+    )

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.builder.passes.match import (
+    constant,
     consumers,
     insert_before,
     other_input,
@@ -73,11 +74,16 @@ def _mean_of_squares(reciprocal: ir.Node) -> tuple[ir.Value, float] | None:
     return None
 
 
+def _is_vector(value: ir.Value) -> bool:
+    array = constant(value)
+    return array is not None and array.ndim == 1
+
+
 def _norm_weight(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
     """An initializer that holds the norm's weight, 1 + w folded into a new one."""
     if value is None:
         return None
-    if weight_of(value) is not None:
+    if weight_of(value) is not None or _is_vector(value):
         return value
     total = producer(value, "Add")
     if total is None:

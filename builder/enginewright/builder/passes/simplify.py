@@ -2,15 +2,18 @@
 
 Before: Transpose(Transpose(x)) by inverse permutations, Reshape back to the shape of before.
 After: x.
+Before: Reshape(x [B, S, 64], Concat(Shape(..), [4], [16])).
+After: Reshape(x, [0, 0, 4, 16]).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
-from enginewright.builder.passes.match import producer, replace, same_shape
+from enginewright.builder.passes.match import constant_value, producer, replace, same_shape
 
 # Constants up to this many bytes are folded; weights are larger and stay where they are.
 _FOLD_BYTES = 1024
@@ -22,7 +25,7 @@ def simplify(model: ir.Model) -> None:
         model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES, onnx_shape_inference=False
     )
     common.CommonSubexpressionEliminationPass()(model)
-    while _cancel_layout(model.graph):
+    while _cancel_layout(model.graph) or _constant_shapes(model.graph):
         common.RemoveUnusedNodesPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
@@ -67,6 +70,37 @@ def _reshape_source(node: ir.Node, before: ir.Value) -> ir.Value | None:
     # The target shape of the second is absolute, so the first changes nothing that it sees.
     node.replace_input_with(0, first.inputs[0])
     return None
+
+
+def _constant_shapes(graph: ir.Graph) -> bool:
+    """Target shapes that are computed from sizes of the batch become constants with 0 and -1."""
+    changed = False
+    for node in list(graph):
+        if node.op_type != "Reshape" or node.inputs[1] is None:
+            continue
+        target = _relative_shape(node)
+        if target is None or ir.convenience.get_const_tensor(node.inputs[1]) is not None:
+            continue
+        name = "shape." + "_".join(map(str, target))
+        node.replace_input_with(1, constant_value(graph, name, np.array(target, np.int64)))
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        changed = True
+    return changed
+
+
+def _relative_shape(node: ir.Node) -> list[int] | None:
+    """The target as numbers, 0 where the input's size is kept, -1 once; None if that is not enough."""
+    source, target = node.inputs[0], node.outputs[0].shape
+    if source is None or source.shape is None or target is None:
+        return None
+    numbers = []
+    for axis, size in enumerate(target):
+        if isinstance(size, int):
+            numbers.append(size)
+        else:
+            kept = axis < len(source.shape) and source.shape[axis] == size
+            numbers.append(0 if kept else -1)
+    return numbers if numbers.count(-1) <= 1 else None
 
 
 def _permutation(node: ir.Node) -> list[int]:

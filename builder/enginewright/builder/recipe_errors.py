@@ -1,0 +1,54 @@
+"""What pydantic found wrong with a recipe, said with the field's path, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """All problems: one in a line, several as a list."""
+    lines = [_line(problem, model) for problem in error.errors()]
+    if len(lines) == 1:
+        return lines[0]
+    return "".join(f"\n  - {line}" for line in lines)
+
+
+def _line(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    location: tuple[int | str, ...] = problem["loc"]
+    path = ".".join(str(part) for part in location) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_nearest(str(location[-1]), _fields(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    reason = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    if isinstance(value, (Mapping, BaseModel)):
+        return f"{path}: {reason}"
+    return f"{path}: {value!r} is not legal: {reason}"
+
+
+def _nearest(name: str, legal: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    listed = f"legal: {', '.join(legal)}"
+    return f"; did you mean {close[0]}? ({listed})" if close else f"; {listed}"
+
+
+def _fields(model: type[BaseModel], location: Sequence[int | str]) -> Sequence[str]:
+    """The legal keys of the section at a location."""
+    section: type[BaseModel] | None = model
+    for part in location:
+        if section is not None and part in section.model_fields:
+            section = _section_of(section.model_fields[str(part)].annotation)
+    return tuple(section.model_fields) if section is not None else ()
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation: itself, or the values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [_section_of(argument) for argument in get_args(annotation)]
+    return next((section for section in inner if section is not None), None)
