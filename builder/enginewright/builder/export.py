@@ -18,27 +18,28 @@ past_lengths[b] + s; as an input it marks what depends on nothing but the positi
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.initialization import no_init_weights
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
 from enginewright.builder import linear
 from enginewright.builder.families import Family
 from enginewright.builder.weight_tensor import WeightTensor
 from enginewright.builder.weights import Weight
 from enginewright.plugins.attention import export as attention
 from enginewright.plugins.attention.export import cached_attention
+from enginewright.runtime.errors import SourceError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION = "enginewright"
 OPSET = 20
@@ -53,28 +54,56 @@ class CacheShape:
     head_dim: int
 
 
-def export(
-    config: PreTrainedConfig, family: Family, weight: Callable[[str], Weight]
-) -> tuple[ir.Model, CacheShape]:
-    """Trace the architecture of ``config`` and attach the weights by parameter name.
+@dataclass(frozen=True)
+class Exported:
+    """A traced architecture; its parameters hold no values until ``attach_weights``.
 
-    No weight is read: the module is traced over memory that is never touched, and every
-    parameter becomes an initializer that reads ``weight(name)`` when it is written.
+    ``owners`` maps each parameter's initializer to the parameter that owns the values, which is
+    another one where parameters are tied.
     """
+
+    model: ir.Model
+    caches: tuple[CacheShape, ...]
+    owners: Mapping[str, str]
+
+
+def export(config: PreTrainedConfig, family: Family) -> Exported:
+    """Trace the architecture of ``config`` over memory that is never touched."""
     with _quiet(), torch.no_grad():
         module = _skeleton(config)
         family.prepare(module)
         caches = _probe_caches(module)
         model: ir.Model = _trace(module, caches).model
-    _attach(model.graph, module, weight)
-    return model, caches[0]
+    owners = _detach(model.graph, module)
+    return Exported(model, tuple(caches), owners)
+
+
+def attach_weights(exported: Exported, weight: Callable[[str], Weight]) -> ir.Model:
+    """Give every parameter its weight of the source, to be read when it is written.
+
+    Tied parameters share one Weight. Raises SourceError where a shape does not fit.
+    """
+    graph = exported.model.graph
+    weights = {owner: weight(owner) for owner in sorted(set(exported.owners.values()))}
+    for name, owner in exported.owners.items():
+        value = graph.initializers[name]
+        found = weights[owner]
+        wanted = tuple(value.shape.numpy()) if value.shape is not None else ()
+        if wanted != found.shape:
+            raise SourceError(
+                f"{owner}: the checkpoint holds shape {found.shape}, its config asks for "
+                f"{wanted}; the config and the weights do not belong together"
+            )
+        value.const_value = WeightTensor(found, name)
+    return exported.model
 
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The module with buffers computed and parameters allocated but never written."""
     with no_init_weights():
+        # from_config writes the attention implementation into the config that it is given.
         module = AutoModelForCausalLM.from_config(
-            config, attn_implementation=IMPLEMENTATION, dtype=torch.float32
+            copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=torch.float32
         )
     module.tie_weights()
     return module.eval()
@@ -255,35 +284,18 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _attach(graph: ir.Graph, module: nn.Module, weight: Callable[[str], Weight]) -> None:
-    """Replace the traced parameters by weights of the source, under their own names.
-
-    Tied parameters become one weight, so that what stores it once can share it.
-    """
+def _detach(graph: ir.Graph, module: nn.Module) -> dict[str, str]:
+    """Drop the values of parameters, which were never set; return the owner of each."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     first_name: dict[int, str] = {}
     for name, parameter in parameters.items():
         first_name.setdefault(id(parameter), name)
-    read: dict[str, Weight] = {}
-    for traced in list(graph.initializers):
-        name = traced.removeprefix("model.")
-        if name not in parameters:
-            continue
-        owner = first_name[id(parameters[name])]
-        if owner not in read:
-            read[owner] = weight(owner)
-        value = graph.initializers[traced]
-        _check_shape(name, parameters[name], read[owner])
-        value.const_value = WeightTensor(read[owner], traced)
-
-
-def _check_shape(name: str, parameter: Tensor, weight: Weight) -> None:
-    from enginewright.runtime.errors import SourceError
-
-    if tuple(parameter.shape) != weight.shape:
-        raise SourceError(
-            f"{name}: the checkpoint holds shape {weight.shape}, its config asks for "
-            f"{tuple(parameter.shape)}; the config and the weights do not belong together"
-        )
-
-
+    owners = {}
+    for traced, value in graph.initializers.items():
+        parameter = parameters.get(traced.removeprefix("model."))
+        if parameter is not None:
+            owners[traced] = first_name[id(parameter)]
+            value.const_value = ir.ExternalTensor(
+                "weights", 0, 0, ir.DataType.FLOAT, shape=ir.Shape(parameter.shape), name=traced
+            )
+    return owners

@@ -5,7 +5,7 @@
     target: cpu
     precision: int8
     limits: {max_context: 8192, max_batch: 32}
-    conformance:
+    conformance:                                # by precision, so that --set precision=... works
       int8: {min_top1_agreement: 0.95, max_mean_kl: 0.02}
 
 Everything is checked when it is read; an error names the field's dotted path.
@@ -163,7 +163,7 @@ class Recipe(_Model):
     """How weights are stored; one that the target builds."""
     limits: Limits
     conformance: Mapping[str, Thresholds] = Field(default_factory=dict)
-    """Thresholds by precision; what is not here comes from DEFAULT_THRESHOLDS."""
+    """Thresholds by precision; a field not given comes from DEFAULT_THRESHOLDS."""
 
     @field_validator("target")
     @classmethod
@@ -190,8 +190,10 @@ class Recipe(_Model):
 
     @property
     def thresholds(self) -> Thresholds:
-        """The thresholds of this recipe's precision."""
-        return self.conformance.get(self.precision, DEFAULT_THRESHOLDS[self.precision])
+        """The thresholds of this recipe's precision: the defaults, changed by what is given."""
+        given = self.conformance.get(self.precision, Thresholds())
+        changes = given.model_dump(exclude_unset=True)
+        return DEFAULT_THRESHOLDS[self.precision].model_copy(update=changes)
 
     def with_source(self, source: SourceSpec) -> Self:
         """The same recipe over another source."""

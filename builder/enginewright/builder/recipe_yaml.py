@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A recipe's mapping; raises RecipeError with the line for anything else."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not YAML: {error}") from error
     if not isinstance(data, dict):

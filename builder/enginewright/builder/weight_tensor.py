@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
 from enginewright.builder.weights import Weight
 
 

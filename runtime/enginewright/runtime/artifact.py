@@ -56,7 +56,7 @@ class Artifact:
         manifest = parse_manifest(_manifest_text(folder), str(folder / MANIFEST_NAME))
         artifact = Artifact(folder, manifest)
         artifact._check_names()
-        verified = VerifiedFiles(cache_folder() if verify == "cached" else None)
+        verified = VerifiedFiles(None if verify == "never" else cache_folder())
         for relative, entry in sorted(manifest.files.items()):
             _check_file(folder, relative, entry, verify, verified)
         return artifact
@@ -137,7 +137,8 @@ def _check_file(
                 f"{kind}; {again}"
             )
         always = entry.size <= SMALL_FILE or path.suffix in NATIVE_SUFFIXES
-        if not always and (verify == "never" or verified.knows(state, entry.sha256)):
+        known = verify == "cached" and verified.knows(state, entry.sha256)
+        if not always and (verify == "never" or known):
             return
         found = sha256_file(path)
     except FileNotFoundError:

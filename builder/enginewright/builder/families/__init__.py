@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
-
 from enginewright.runtime.errors import UnsupportedModelError
+from torch import nn
 
 
 def _nothing(module: nn.Module) -> None:

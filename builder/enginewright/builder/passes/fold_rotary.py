@@ -9,16 +9,16 @@ that each kind of rope scaling is taken as the model has it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
-
 from enginewright.builder.passes.match import constant, constant_value, other_input, producer
 from enginewright.plugins.attention.contract import OP_TYPE
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class _Rotation:
     sin: ir.Value
 
 
-def fold_rotary(model: ir.Model, positions: int) -> None:
+def fold_rotary(model: ir.Model, positions: int, takes: Callable[[int], bool]) -> None:
     """Fold rotary of every attention node whose q and k are rotated alike.
 
-    ``positions`` is the length of the tables: the engine's max_context.
+    ``positions`` is the length of the tables: the engine's max_context. ``takes(rotary_dim)`` says
+    whether the target's attention can rotate that many dimensions.
     """
     tables = _Tables(model.graph, positions)
     for node in list(model.graph):
@@ -49,6 +50,8 @@ def fold_rotary(model: ir.Model, positions: int) -> None:
         if found is None:
             continue
         cos, sin = found
+        if not takes(2 * cos.const_value.shape[1]):  # type: ignore[union-attr, operator]
+            continue
         _fold(node, (q, k), (rotated[0].x, rotated[1].x), cos, sin)
 
 
@@ -65,7 +68,11 @@ def _fold(
         transposed = ir.node("Transpose", [source], {"perm": [0, 2, 1, 3]})
         transposed.outputs[0].shape = layout.outputs[0].shape
         transposed.outputs[0].type = layout.outputs[0].type
-        flat = ir.node("Reshape", [transposed.outputs[0], reshape.inputs[1]], {"allowzero": 1})
+        flat = ir.node(
+            "Reshape",
+            [transposed.outputs[0], reshape.inputs[1]],
+            {"allowzero": reshape.attributes["allowzero"].as_int()},
+        )
         flat.outputs[0].shape = reshape.outputs[0].shape
         flat.outputs[0].type = reshape.outputs[0].type
         assert node.graph is not None
@@ -139,7 +146,7 @@ def _splits_in_half(first: ir.Node, second: ir.Node) -> bool:
 
 
 class _Tables:
-    """cos and sin of every position, one pair of initializers for each kind of rope in the model."""
+    """cos and sin of every position, one pair of initializers for each kind of rope."""
 
     def __init__(self, graph: ir.Graph, positions: int) -> None:
         self._graph = graph

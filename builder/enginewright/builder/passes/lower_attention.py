@@ -1,8 +1,8 @@
 """CachedAttention -> ONNX Runtime's GroupQueryAttention, layout ``slots``.
 
-Before: CachedAttention(q, k, v, k_cache [blocks, ...], ..., block_table, past, new, cos, sin, sinks).
-After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, max(past + new), ...),
-where the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
+Before: CachedAttention(q, k, v, k_cache [blocks, ...], v_cache, block_table, past, new, cos, sin).
+After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, max(past + new), cos,
+sin); the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
 and v are one Split of a packed projection, the op takes the packed tensor.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-
 from enginewright.builder.passes.match import MICROSOFT, constant_value, insert_before, replace
 from enginewright.plugins.attention.contract import OP_TYPE
 

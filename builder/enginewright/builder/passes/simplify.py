@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from enginewright.builder.passes.match import (
+    constant,
+    constant_value,
+    producer,
+    replace,
+    same_shape,
+)
+from onnx_ir.passes import common
 from onnxscript import optimizer
-
-from enginewright.builder.passes.match import constant_value, producer, replace, same_shape
 
 # Constants up to this many bytes are folded; weights are larger and stay where they are.
 _FOLD_BYTES = 1024
@@ -22,7 +27,10 @@ _FOLD_BYTES = 1024
 def simplify(model: ir.Model) -> None:
     """Run the clean-ups until none of them finds anything."""
     optimizer.fold_constants(
-        model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES, onnx_shape_inference=False
+        model,
+        input_size_limit=_FOLD_BYTES,
+        output_size_limit=_FOLD_BYTES,
+        onnx_shape_inference=False,
     )
     common.CommonSubexpressionEliminationPass()(model)
     while _cancel_layout(model.graph) or _constant_shapes(model.graph):
@@ -67,9 +75,20 @@ def _reshape_source(node: ir.Node, before: ir.Value) -> ir.Value | None:
         return None
     if same_shape(first.inputs[0], node.outputs[0]):
         return first.inputs[0]
-    # The target shape of the second is absolute, so the first changes nothing that it sees.
-    node.replace_input_with(0, first.inputs[0])
+    if _keeps_meaning(node, first.inputs[0]):
+        node.replace_input_with(0, first.inputs[0])
     return None
+
+
+def _keeps_meaning(node: ir.Node, source: ir.Value) -> bool:
+    """The target shape means the same over another source: no 0 in it refers to another size."""
+    numbers, target = constant(node.inputs[1]), node.outputs[0].shape
+    if numbers is None:
+        return True
+    if source.shape is None or target is None:
+        return False
+    zeros = [axis for axis, number in enumerate(numbers) if number == 0]
+    return all(axis < len(source.shape) and source.shape[axis] == target[axis] for axis in zeros)
 
 
 def _constant_shapes(graph: ir.Graph) -> bool:
@@ -89,7 +108,7 @@ def _constant_shapes(graph: ir.Graph) -> bool:
 
 
 def _relative_shape(node: ir.Node) -> list[int] | None:
-    """The target as numbers, 0 where the input's size is kept, -1 once; None if that is not enough."""
+    """The target as numbers, 0 where the input's size is kept, -1 once; else None."""
     source, target = node.inputs[0], node.outputs[0].shape
     if source is None or source.shape is None or target is None:
         return None

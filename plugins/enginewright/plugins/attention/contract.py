@@ -1,21 +1,21 @@
 """The ABI of ``enginewright::CachedAttention``, version 1.
 
-| input              | shape                               | dtype        | meaning                                          |
-|--------------------|-------------------------------------|--------------|--------------------------------------------------|
-| q                  | [B, S, heads * D]                   | T            | queries; before rotary if cos is given           |
-| k, v               | [B, S, kv_heads * D]                | T            | keys and values of the new tokens                |
-| k_cache, v_cache   | [blocks, kv_heads, block_size, D]   | T, int8, fp8 | the pool, written in place                       |
-| block_table        | [B, n]                              | int32        | the blocks of each row, in order                 |
-| past_lengths       | [B]                                 | int32        | tokens of the row already in the cache           |
-| new_lengths        | [B]                                 | int32        | how many of the S positions are real             |
-| cos, sin           | [positions, rotary_dim / 2]         | float32      | optional: rotary is applied inside the op        |
-| sinks              | [heads]                             | float32      | optional: attention sinks                        |
-| k_scale, v_scale   | [kv_heads]                          | float32      | optional: scales of a quantized cache            |
+| input            | shape                       | dtype      | meaning                          |
+|------------------|-----------------------------|------------|----------------------------------|
+| q                | [B, S, heads * D]           | T          | queries, before rotary with cos  |
+| k, v             | [B, S, kv_heads * D]        | T          | keys and values of new tokens    |
+| k_cache, v_cache | [blocks, kv_heads, size, D] | T/int8/fp8 | the pool, written in place       |
+| block_table      | [B, n]                      | int32      | the blocks of each row, in order |
+| past_lengths     | [B]                         | int32      | tokens already in the cache      |
+| new_lengths      | [B]                         | int32      | how many of S are real           |
+| cos, sin         | [positions, rotary_dim / 2] | float32    | optional: rotary inside the op   |
+| sinks            | [heads]                     | float32    | optional: attention sinks        |
+| k_scale, v_scale | [kv_heads]                  | float32    | optional: of a quantized cache   |
 
-| output             | shape                               | dtype        | meaning                                          |
-|--------------------|-------------------------------------|--------------|--------------------------------------------------|
-| out                | [B, S, heads * D]                   | T            | rows past new_lengths are undefined              |
-| k_cache_out, v_... | like k_cache, v_cache               |              | alias of the inputs after the write              |
+| output           | shape                       | dtype      | meaning                          |
+|------------------|-----------------------------|------------|----------------------------------|
+| out              | [B, S, heads * D]           | T          | undefined beyond new_lengths     |
+| k_cache_out, ... | as the inputs               |            | alias of the inputs              |
 
 Row b attends over its past_lengths[b] cached tokens and, causally, over its new ones.
 A changed meaning is a new ``abi_version``.

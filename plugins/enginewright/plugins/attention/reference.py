@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from enginewright.plugins.attention.contract import AttentionAttributes
+from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 

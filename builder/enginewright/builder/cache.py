@@ -1,0 +1,68 @@
+"""What a build may reuse of an earlier one, keyed by the digest of everything it depends on.
+
+Entries are files below the user's cache folder; they are written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TOOLS = (
+    "enginewright",
+    "gguf",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""Distributions whose versions a build depends on."""
+
+
+def tool_versions(names: tuple[str, ...] = TOOLS) -> dict[str, str]:
+    """The installed version of each distribution."""
+    return {name: metadata.version(name) for name in names}
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, in hex, independent of the order of keys."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_digest(*files: str) -> str:
+    """SHA-256 over the content of source files, so that a changed stage runs again."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(Path(file).read_bytes())
+    return total.hexdigest()
+
+
+def cached_file(stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The file of a stage's entry, made by ``make(path)`` if it is not there yet."""
+    folder = cache_folder() / stage / key
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / name
+            make(made)
+            os.replace(made, path)
+    return path
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/enginewright``, by default ``~/.cache/enginewright``; mode 0700."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(root) / "enginewright"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder

@@ -1,0 +1,64 @@
+"""How long a stage took and how much memory it had at its peak."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_INTERVAL = 0.01
+
+
+class StageMeter:
+    """Context that watches this process while a stage runs; bytes, seconds.
+
+    ``anonymous_growth``: the peak of anonymous memory above where the stage began, mapped files
+    not counted. Read from /proc, so 0 on systems without it.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.anonymous_before = 0
+        self.anonymous_peak = 0
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def anonymous_growth(self) -> int:
+        return max(self.anonymous_peak - self.anonymous_before, 0)
+
+    def __enter__(self) -> Self:
+        self.anonymous_before = self.anonymous_peak = anonymous_bytes()
+        self._start = time.perf_counter()
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._watcher.join()
+        self.seconds = time.perf_counter() - self._start
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_INTERVAL):
+            self._look()
+
+    def _look(self) -> None:
+        self.anonymous_peak = max(self.anonymous_peak, anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    """Anonymous resident memory of this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    match = re.search(r"RssAnon:\s+(\d+) kB", status.read_text())
+    return int(match[1]) * 1024 if match else 0

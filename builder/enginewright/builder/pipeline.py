@@ -1,0 +1,206 @@
+"""The build, top to bottom: a recipe goes in, a published artifact comes out."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from enginewright.builder.cache import TOOLS, cached_file, code_digest, digest, tool_versions
+from enginewright.builder.export import CacheShape, Exported, attach_weights, export
+from enginewright.builder.families import Family, family_of
+from enginewright.builder.memory import StageMeter
+from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging, write_json
+from enginewright.builder.recipe import Recipe
+from enginewright.builder.reference import make_reference
+from enginewright.builder.source import Source, open_source
+from enginewright.builder.targets import CompileRequest, target_of
+from enginewright.plugins.attention import export as attention_export
+from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
+from enginewright.runtime.errors import ConformanceError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.manifest import (
+    MANIFEST_NAME,
+    EngineEntry,
+    LimitsEntry,
+    Manifest,
+    SamplingDefault,
+    SourceEntry,
+)
+from enginewright.runtime.tokenizer import Tokenizer
+from transformers import AutoConfig, PreTrainedConfig
+
+Progress = Callable[[str], None]
+_SAMPLING_KEYS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
+    """Build the artifact ``output / recipe.name`` and return its path.
+
+    Raises BuildError (and below); whatever fails, an artifact of an earlier build stays as it was.
+    """
+    run = _Run(progress)
+    with staging(output, recipe.name) as folder:
+        with run.stage("source"):
+            source = open_source(recipe.source)
+            family = family_of(source.architecture)
+            config = _config(source)
+            recipe.check_positions(getattr(config, "max_position_embeddings", None))
+            source.write_tokenizer(folder)
+        with run.stage("export"):
+            exported = _exported(config, family)
+        with run.stage("compile"):
+            engine = _compile(recipe, source, exported, folder)
+        with run.stage("reference"):
+            reference = _reference(recipe, source, folder)
+        _write_manifest(recipe, source, engine, folder, conformance={})
+        with run.stage("conformance"):
+            report = _conformance(recipe, reference, folder)
+        _write_manifest(recipe, source, engine, folder, conformance=report.as_dict())
+        write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
+        publish(folder, output / recipe.name)
+    return output / recipe.name
+
+
+class _Run:
+    """Tells of each stage and notes what it took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.stages: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._progress(f"{name} ...")
+        with StageMeter() as meter:
+            yield
+            gc.collect()
+        self.stages[name] = {
+            "seconds": round(meter.seconds, 3),
+            "anonymous_growth_bytes": meter.anonymous_growth,
+        }
+        grown = meter.anonymous_growth / 1e6
+        self._progress(f"{name}: {meter.seconds:.1f} s, peak anonymous memory +{grown:.0f} MB")
+
+
+def _config(source: Source) -> PreTrainedConfig:
+    fields = dict(source.config)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def _exported(config: PreTrainedConfig, family: Family) -> Exported:
+    """The traced architecture, from the cache where the same one was traced before."""
+    key = digest(
+        {
+            "config": config.to_dict(),
+            "family": family.architecture,
+            "tools": tool_versions(),
+            "code": code_digest(str(export.__code__.co_filename), attention_export.__file__),
+        }
+    )
+
+    def trace(path: Path) -> None:
+        exported = export(config, family)
+        exported.model.metadata_props["caches"] = json.dumps(
+            [[cache.kv_heads, cache.head_dim] for cache in exported.caches]
+        )
+        exported.model.metadata_props["owners"] = json.dumps(dict(exported.owners))
+        ir.save(exported.model, path)
+
+    model = ir.load(cached_file("export", key, "graph.onnx", trace))
+    caches = json.loads(model.metadata_props.pop("caches"))
+    owners = json.loads(model.metadata_props.pop("owners"))
+    return Exported(model, tuple(CacheShape(*cache) for cache in caches), owners)
+
+
+def _compile(recipe: Recipe, source: Source, exported: Exported, folder: Path) -> EngineEntry:
+    model = attach_weights(exported, source.weight)
+    limits = LimitsEntry(recipe.limits.max_context, recipe.limits.max_batch)
+    request = CompileRequest(folder, recipe.precision, limits, exported.caches)
+    return target_of(recipe.target).compile(model, request)
+
+
+def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
+    """The Hugging Face answers, from the cache where the same source was asked the same before."""
+    max_context = recipe.limits.max_context
+    key = digest(
+        {
+            "source": source.digest,
+            "max_context": min(max_context, 1024),
+            "tools": tool_versions(),
+            "code": code_digest(str(make_reference.__code__.co_filename)),
+            "tokenizer": code_digest(str(folder / "tokenizer.json")),
+        }
+    )
+
+    def ask(path: Path) -> None:
+        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+        make_reference(source.reference_model(), tokenizer, max_context).save(path)
+
+    reference = Reference.load(cached_file("reference", key, "reference.npz", ask))
+    reference.save(folder / REFERENCE_FILE)
+    return reference
+
+
+def _conformance(recipe: Recipe, reference: Reference, folder: Path) -> Report:
+    """Load the engine back through the runtime and hold it to the recipe's thresholds."""
+    thresholds = recipe.thresholds.model_dump(exclude_none=True)
+    with LLM(folder, verify="never", generation_config="vllm") as llm:
+        report = judge(measure(llm, reference), thresholds)
+    if not report.passed:
+        raise ConformanceError(
+            f"{recipe.name}: the engine missed a threshold of its recipe and is not published\n"
+            f"{report.table()}"
+        )
+    return report
+
+
+def _write_manifest(
+    recipe: Recipe,
+    source: Source,
+    engine: EngineEntry,
+    folder: Path,
+    conformance: dict[str, Any],
+) -> None:
+    tools = tool_versions((*TOOLS, "onnxruntime"))
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    lock = {"recipe": recipe.as_dict(), "source_digest": source.digest, "tools": tools}
+    write_json(folder / "lock.json", lock)
+    manifest = Manifest(
+        name=recipe.name,
+        source=SourceEntry(
+            source.kind, source.reference, source.digest, source.architecture, source.revision
+        ),
+        recipe=recipe.as_dict(),
+        engines=(engine,),
+        files=hash_files(folder),
+        tools=tools,
+        eos_token_ids=tuple(sorted(source.eos_token_ids)),
+        bos_token_id=source.config.get("bos_token_id"),
+        sampling_defaults=_sampling_defaults(folder),
+        conformance=conformance,
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sampling_defaults(folder: Path) -> dict[str, SamplingDefault]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {}
+    given = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        ours: SamplingDefault(given[theirs], f"generation_config.json: {theirs}")
+        for theirs, ours in _SAMPLING_KEYS.items()
+        if given.get(theirs) is not None
+    }

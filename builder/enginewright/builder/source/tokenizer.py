@@ -1,0 +1,134 @@
+"""The source's tokenizer, template and generation config, and how they enter an artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from enginewright.builder.source.json_file import read_json
+from enginewright.builder.source.quiet import quiet_transformers
+from enginewright.runtime.errors import SourceError, UnsupportedModelError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+_PROBES = (
+    "Hello, world!  Two spaces, 12345.6\n\tit's naïve 漢字 🙂",
+    " leading space",
+    "<s></s><bos><eos><|endoftext|>",
+)
+
+
+class SourceTokenizer:
+    """Loads on first use; ``original`` is the tokenizer.json that came with the source, if any."""
+
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedTokenizerFast],
+        generation_config: Mapping[str, Any],
+        original: Path | None = None,
+    ) -> None:
+        self._load = load
+        self.generation_config = generation_config
+        self._original = original
+
+    @cached_property
+    def loaded(self) -> PreTrainedTokenizerFast:
+        """The tokenizer as transformers loads it: the reference for ids and special tokens."""
+        return self._load()
+
+    @property
+    def eos_token_id(self) -> int | None:
+        found: int | None = self.loaded.eos_token_id
+        return found
+
+    @property
+    def bos_token_id(self) -> int | None:
+        found: int | None = self.loaded.bos_token_id
+        return found
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template named default, where a model has several."""
+        found = self.loaded.chat_template
+        return found.get("default") if isinstance(found, dict) else found
+
+    def write(self, folder: Path) -> tuple[str, ...]:
+        """Write the files that there are into the folder; returns their names."""
+        self._write_model(folder / "tokenizer.json")
+        special = {name: getattr(self.loaded, name) for name in _SPECIAL}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        config["clean_up_tokenization_spaces"] = bool(self.loaded.clean_up_tokenization_spaces)
+        _write_json(folder / "tokenizer_config.json", {k: v for k, v in config.items() if v is not None})
+        written = ["tokenizer.json", "tokenizer_config.json"]
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8", newline="")
+            written.append("chat_template.jinja")
+        if self.generation_config:
+            _write_json(folder / "generation_config.json", self.generation_config)
+            written.append("generation_config.json")
+        return tuple(written)
+
+    def _write_model(self, path: Path) -> None:
+        """The source's own file where it does what transformers does, else what transformers made.
+
+        They differ where tokenizer_config.json changes tokenizer.json (add_bos_token), and where
+        a file was saved with truncation or padding on.
+        """
+        backend = Tokenizer.from_str(self.loaded.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        if self._original is not None and _same_ids(
+            Tokenizer.from_file(str(self._original)), backend
+        ):
+            shutil.copyfile(self._original, path)
+        else:
+            path.write_text(backend.to_str(), "utf-8", newline="")
+
+
+def folder_tokenizer(folder: Path) -> SourceTokenizer:
+    """The tokenizer of a Hugging Face folder; raises SourceError if it has none."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise SourceError(
+            f"{folder}: no tokenizer; one of {', '.join(TOKENIZER_FILES)} must lie in the folder"
+        )
+    generation = folder / "generation_config.json"
+    original = folder / "tokenizer.json"
+    return SourceTokenizer(
+        lambda: _load_folder(folder),
+        read_json(generation) if generation.is_file() else {},
+        original if original.is_file() else None,
+    )
+
+
+def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        with quiet_transformers():
+            loaded = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        raise SourceError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise UnsupportedModelError(
+            f"{folder}: {type(loaded).__name__} has no fast form, so there is no tokenizer.json "
+            f"to serve it with; add the model's tokenizer.json to the folder"
+        )
+    return loaded
+
+
+def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    if one.truncation is not None or one.padding is not None:
+        return False
+    return all(one.encode(text).ids == other.encode(text).ids for text in _PROBES)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, "utf-8", newline="")

@@ -1,0 +1,1 @@
+"""Measurements of a built artifact, alone and beside other engines."""

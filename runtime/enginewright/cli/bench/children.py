@@ -1,0 +1,103 @@
+"""Samples are taken in child processes, one at a time: a workload goes in, one JSON line comes out.
+
+A worker is a script that reads a workload (JSON) from stdin and prints one line of JSON:
+
+    {"load_s", "first_token_s", "decode_s", "batch_s" (or null), "token_ids"}
+
+``decode_s`` is the time of n + 1 tokens less the time of one, so of n tokens after the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginewright.cli.bench.machine import Busy, disturbance, memory
+from enginewright.runtime.errors import EnginewrightError
+
+WORKERS = Path(__file__).parent / "workers"
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one child process said, and what was seen of it from outside."""
+
+    said: Mapping[str, Any]
+    started: float
+    """``time.monotonic()`` just before the process was started."""
+    wall: float
+    peak_rss: int | None
+    peak_anonymous: int | None
+    disturbance: float
+    """Share of the machine that other processes took meanwhile."""
+
+
+def sample(
+    command: Sequence[str | Path], workload: Mapping[str, Any], *, poll: bool = True
+) -> Sample:
+    """Run one worker to its end; raises EnginewrightError with what it wrote if it fails."""
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as answer:
+        busy, own, started = Busy.now(), _children_seconds(), time.monotonic()
+        with subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=errors,
+            text=True,
+            env=_environment(),
+        ) as process:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+                json.dump(workload, pipe)
+            peak, anonymous = _watch(process) if poll else (None, None)
+            status = process.wait()
+        wall = time.monotonic() - started
+        used = _children_seconds() - own
+        said = _answer(command, status, answer, errors)
+        taken = disturbance(busy, Busy.now(), used, wall)
+        return Sample(said, started, wall, peak, anonymous, taken)
+
+
+def _environment() -> dict[str, str]:
+    """The user's environment, without what would change how a worker runs."""
+    dropped = {"PYTHONPATH", "PYTHONSTARTUP", "OMP_NUM_THREADS"}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _watch(process: subprocess.Popen[str]) -> tuple[int | None, int | None]:
+    """Peak resident and peak anonymous bytes, polled until the process ends."""
+    peak = anonymous = 0
+    while process.poll() is None:
+        seen = memory(process.pid)
+        peak = max(peak, seen.get("peak", 0))
+        anonymous = max(anonymous, seen.get("anonymous", 0))
+        time.sleep(_POLL_SECONDS)
+    return peak or None, anonymous or None
+
+
+def _answer(command: Sequence[str | Path], status: int, answer: Any, errors: Any) -> Any:
+    answer.seek(0)
+    errors.seek(0)
+    lines = answer.read().splitlines()
+    if status == 0 and lines:
+        with contextlib.suppress(ValueError):
+            return json.loads(lines[-1])
+    tail = "\n".join(errors.read().splitlines()[-15:]) or "it wrote nothing"
+    raise EnginewrightError(
+        f"{' '.join(map(str, command))}: exit status {status}, no measurement:\n{tail}"
+    )

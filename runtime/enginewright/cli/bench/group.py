@@ -1,0 +1,23 @@
+"""``enginewright bench``: the table of measurements; without a name, ``speed``."""
+
+from __future__ import annotations
+
+import click
+
+from enginewright.cli.lazy import LazyGroup, Verb
+
+VERBS = {
+    "speed": Verb("enginewright.cli.bench.speed", "Prefill, decode, first token, load, memory."),
+    "startup": Verb("enginewright.cli.bench.startup", "Process start, import, environment's size."),
+    "peers": Verb("enginewright.cli.bench.peers", "Beside another engine, in turns."),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    verbs=VERBS,
+    default="speed",
+    subcommand_metavar="[COMMAND] ARTIFACT [ARGS]...",
+)
+def command() -> None:
+    """Measure an artifact on this machine; `bench ARTIFACT` is `bench speed ARTIFACT`."""

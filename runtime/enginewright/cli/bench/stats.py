@@ -1,0 +1,46 @@
+"""Samples of one figure, and what is said of them: median, least, most."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginewright.cli.text import number
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured quantity over several samples."""
+
+    name: str
+    unit: str
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def cells(self) -> tuple[str, str, str]:
+        """The row of a table: name and unit, median, least and most."""
+        low, high = number(min(self.samples)), number(max(self.samples))
+        return f"{self.name} ({self.unit})", number(self.median), f"{low} - {high}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for --json."""
+        return {
+            "unit": self.unit,
+            "median": self.median,
+            "min": min(self.samples),
+            "max": max(self.samples),
+            "samples": list(self.samples),
+        }
+
+
+HEADER = ("measure", "median", "min - max")
+
+
+def figures_data(figures: Sequence[Figure]) -> dict[str, Any]:
+    """Figures by name, as plain data."""
+    return {figure.name: figure.as_data() for figure in figures}

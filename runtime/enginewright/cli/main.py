@@ -1,0 +1,50 @@
+"""The command ``enginewright``: the table of verbs, and how errors leave the program.
+
+Exit codes: 0 good, 1 failed (``error: ...`` on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from enginewright.cli.lazy import LazyGroup, Verb
+from enginewright.runtime.errors import EnginewrightError
+
+VERBS = {
+    "build": Verb("enginewright.cli.build", "Build an artifact from a recipe."),
+    "inspect": Verb("enginewright.cli.inspect", "Show what an artifact holds."),
+    "verify": Verb("enginewright.cli.verify", "Check an artifact against its reference values."),
+    "run": Verb("enginewright.cli.run", "Continue a prompt, or answer it with --chat."),
+    "chat": Verb("enginewright.cli.chat", "Talk with a model."),
+    "bench": Verb("enginewright.cli.bench.group", "Measure speed, start-up and memory."),
+}
+
+
+class Failure(click.ClickException):
+    """An error that ends the program with exit code 1 and no traceback."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.format_message()}", err=file is None, file=file)
+
+
+class _Root(LazyGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EnginewrightError as error:
+            raise Failure(str(error)) from error
+
+
+@click.group(
+    cls=_Root,
+    verbs=VERBS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 good, 1 failed, 2 wrong usage.",
+)
+@click.version_option(None, "--version", package_name="enginewright", prog_name="enginewright")
+def main() -> None:
+    """Build language-model engines ahead of time, check them, and run them."""

@@ -1,0 +1,127 @@
+"""``enginewright run``: continue a prompt, or answer it; text as it comes, or JSON at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from enginewright.cli.sampling import effective, sampling_options
+
+if TYPE_CHECKING:
+    from enginewright.runtime import LLM, RequestOutput, SamplingParams
+
+MAX_TOKENS = 256
+
+
+@click.command(
+    epilog=f"Sampling: the model's own defaults, changed by the options given here; at most "
+    f"{MAX_TOKENS} tokens where neither says."
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--chat", is_flag=True, help="Answer the prompt through the model's chat template.")
+@click.option("--system", metavar="TEXT", help="With --chat: a system message before the prompt.")
+@sampling_options
+@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def command(
+    artifact: Path,
+    prompt: str | None,
+    chat: bool,
+    system: str | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Continue PROMPT with ARTIFACT; without a prompt, or for "-", read it from stdin."""
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat: only a chat template has a system message")
+    text = _stdin() if prompt in (None, "-") else str(prompt)
+    from enginewright.runtime import LLM
+
+    started = time.perf_counter()
+    with LLM(artifact, threads=threads) as llm:
+        load = time.perf_counter() - started
+        params = effective(llm, options, MAX_TOKENS)
+        stream = _stream(llm, text, params, system, chat)
+        answer = Answer.collect(stream, load, echo=not as_json)
+    if as_json:
+        click.echo(json.dumps(answer.as_data(params), ensure_ascii=False))
+
+
+def _stdin() -> str:
+    """What is piped in, without the newline that ends its last line."""
+    try:
+        return click.get_text_stream("stdin").read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"stdin is not UTF-8 text ({error})") from error
+
+
+def _stream(
+    llm: LLM, text: str, params: SamplingParams, system: str | None, chat: bool
+) -> Iterator[RequestOutput]:
+    if not chat:
+        return llm.stream(text, params)
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return llm.stream_chat(messages, params)
+
+
+@dataclasses.dataclass
+class Answer:
+    """A stream, put together. Times are seconds; ``first`` and ``total`` count from the prompt."""
+
+    load: float
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    prompt_token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+    first: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def collect(cls, stream: Iterator[RequestOutput], load: float, *, echo: bool) -> Answer:
+        """Run the stream to its end; ``echo`` writes its text to stdout as it comes."""
+        answer, started = cls(load), time.perf_counter()
+        for output in stream:
+            answer.total = time.perf_counter() - started
+            answer.first = answer.first or answer.total
+            new = output.outputs[0]
+            answer.text += new.text
+            answer.token_ids += new.token_ids
+            answer.prompt_token_ids = output.prompt_token_ids
+            answer.finish_reason = new.finish_reason
+            if echo:
+                click.echo(new.text, nl=False)
+        if echo:
+            click.echo()
+        return answer
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens after the first one."""
+        rest = len(self.token_ids) - 1
+        return rest / (self.total - self.first) if rest > 0 and self.total > self.first else None
+
+    def as_data(self, params: SamplingParams) -> dict[str, Any]:
+        """Plain data for --json."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "prompt_token_ids": self.prompt_token_ids,
+            "timings": {
+                "load_seconds": self.load,
+                "first_token_seconds": self.first,
+                "total_seconds": self.total,
+                "tokens_per_second": self.tokens_per_second,
+            },
+            "sampling_params": dataclasses.asdict(params),
+        }

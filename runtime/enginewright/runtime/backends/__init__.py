@@ -1,0 +1,89 @@
+"""Which backend runs which target: one row a target, its module imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.engine import Engine
+from enginewright.runtime.errors import MissingDependencyError, TargetError
+from enginewright.runtime.manifest import EngineEntry
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A module with ``open_engine``, the package that it needs, and the extra that brings it."""
+
+    module: str
+    package: str
+    extra: str
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "cpu": Backend("enginewright.runtime.backends.onnxruntime", "onnxruntime", "cpu"),
+}
+
+
+class BackendModule(Protocol):
+    """What a backend's module offers."""
+
+    def open_engine(self, artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
+        """Load the engine; ``threads`` None means as many as there are cores to run on."""
+
+
+def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None = None) -> Engine:
+    """Load the engine ``entry`` of the artifact with the backend of its target."""
+    return load_backend(entry.target).open_engine(artifact, entry, threads)
+
+
+def load_backend(target: str) -> BackendModule:
+    """Import the backend of a target.
+
+    Raises TargetError for a target without a backend, MissingDependencyError for an extra that
+    is not installed.
+    """
+    backend = BACKENDS.get(target)
+    if backend is None:
+        known = ", ".join(BACKENDS)
+        raise TargetError(
+            f"target {target!r}: this runtime has no backend for it; it runs: {known}. "
+            f"Build the model for one of those, or install a newer enginewright"
+        )
+    try:
+        return cast(BackendModule, importlib.import_module(backend.module))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != backend.package:
+            raise
+        raise MissingDependencyError(
+            f"target {target!r} needs {backend.package}: "
+            f"pip install 'enginewright[{backend.extra}]'"
+        ) from error
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"target {target!r} needs {backend.package}, which is installed but cannot be "
+            f"imported ({error}). {_repair(backend)}"
+        ) from error
+
+
+def _repair(backend: Backend) -> str:
+    """The commands that bring a broken installation of the package in order."""
+    installed = {name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
+    if len(installed) == 2:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then "
+            f"pip install 'enginewright[{backend.extra}]'"
+        )
+    return f"pip install --force-reinstall 'enginewright[{backend.extra}]'"
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,270 @@
+"""How far an engine is from the model that it was built from, by stored reference values.
+
+The reference file (npz, no pickles), for P prompts, G greedy tokens, W windows of T tokens, the K
+likeliest tokens of each position, and N = W * (T - 1) predicted positions:
+
+| array            | shape  | dtype   | meaning                                                    |
+|------------------|--------|---------|------------------------------------------------------------|
+| prompt_ids       | [P, *] | int32   | prompts, padded with -1                                    |
+| greedy_ids       | [P, G] | int32   | what the reference generates greedily, EOS ignored         |
+| greedy_margins   | [P, G] | float32 | reference's best logit minus its second, at each position  |
+| text_ids         | [W, T] | int32   | windows of the bundled text                                |
+| top_ids          | [N, K] | int32   | the reference's likeliest next tokens, best first          |
+| top_logprobs     | [N, K] | float32 | their log probabilities                                    |
+| label_logprobs   | [N]    | float32 | log probability of the text's own next token               |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.errors import ArtifactError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.sampling.params import SamplingParams
+from numpy.typing import NDArray
+
+REFERENCE_FILE = "conformance/reference.npz"
+TIE_MARGIN = 1e-4
+"""Logit margin below which the reference itself does not decide between two tokens."""
+TOP_K = 5
+_CHUNK = 48
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the Hugging Face model answered; see the module's table."""
+
+    prompt_ids: NDArray[np.int32]
+    greedy_ids: NDArray[np.int32]
+    greedy_margins: Floats
+    text_ids: NDArray[np.int32]
+    top_ids: NDArray[np.int32]
+    top_logprobs: Floats
+    label_logprobs: Floats
+
+    def save(self, path: Path) -> None:
+        """Write the file; equal references give equal bytes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read the file; raises ArtifactError if it is not one."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{path}: no reference values can be read ({error})") from error
+
+    def prompts(self) -> list[list[int]]:
+        """The prompts without their padding."""
+        return [[int(token) for token in row if token >= 0] for row in self.prompt_ids]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured. KL is over the reference's K likeliest tokens and the rest as one."""
+
+    greedy_agreement: float
+    greedy_prompts_equal: int
+    greedy_prompts: int
+    greedy_ties: int
+    top1_agreement: float
+    topk_agreement: float
+    mean_kl: float
+    max_kl: float
+    perplexity: float
+    reference_perplexity: float
+    batch_invariant: bool
+    chunk_difference: float
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Relative to the reference; negative if the engine's is lower."""
+        return self.perplexity / self.reference_perplexity - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure beside its bound; a row without a bound is for information."""
+
+    name: str
+    value: float
+    bound: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table of a conformance run."""
+
+    measures: Measures
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+    def table(self) -> str:
+        """The rows as text."""
+        lines = [f"{'measure':<24}{'value':>14}  {'bound':<12} result"]
+        for row in self.rows:
+            result = ("ok" if row.passed else "MISSED") if row.bound else ""
+            lines.append(f"{row.name:<24}{row.value:>14.6g}  {row.bound:<12} {result}".rstrip())
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        rows = [asdict(row) for row in self.rows]
+        return {"passed": self.passed, "measures": asdict(self.measures), "rows": rows}
+
+
+def verify_artifact(path: str | Path, *, threads: int | None = None) -> Report:
+    """Check every file of the artifact, run its engine against the stored reference values.
+
+    Raises ArtifactError (and below) for a damaged artifact. Needs no torch.
+    """
+    artifact = Artifact.open(path, verify="always")
+    reference = Reference.load(artifact.file(REFERENCE_FILE))
+    thresholds = artifact.manifest.recipe["conformance"]
+    precision = artifact.manifest.recipe["precision"]
+    with LLM(path, threads=threads, generation_config="vllm") as llm:
+        return judge(measure(llm, reference), thresholds[precision])
+
+
+def measure(llm: LLM, reference: Reference) -> Measures:
+    """Run the engine over the reference's prompts and text."""
+    greedy = _greedy(llm, reference)
+    distance = _distributions(llm, reference)
+    invariant, difference = _batching(llm, reference)
+    return Measures(
+        **greedy,
+        **distance,
+        batch_invariant=invariant,
+        chunk_difference=difference,
+    )
+
+
+def judge(measures: Measures, thresholds: Mapping[str, float]) -> Report:
+    """Put each measure beside the bound that the recipe gives, where it gives one."""
+    m = measures
+    declared = (
+        ("greedy agreement", m.greedy_agreement, "min_greedy_agreement"),
+        ("top-1 agreement", m.top1_agreement, "min_top1_agreement"),
+        (f"top-{TOP_K} agreement", m.topk_agreement, "min_topk_agreement"),
+        ("mean KL (nats)", m.mean_kl, "max_mean_kl"),
+        ("max KL (nats)", m.max_kl, "max_kl"),
+        ("perplexity increase", m.perplexity_increase, "max_perplexity_increase"),
+    )
+    rows = [_row(name, value, key, thresholds.get(key)) for name, value, key in declared]
+    rows += [
+        Row("perplexity", m.perplexity, "", True),
+        Row("reference perplexity", m.reference_perplexity, "", True),
+        Row("greedy ties", m.greedy_ties, "", True),
+        Row("batch invariant", float(m.batch_invariant), "= 1", m.batch_invariant),
+        Row("chunked, max logit diff", m.chunk_difference, "", True),
+    ]
+    return Report(measures, tuple(rows))
+
+
+def _row(name: str, value: float, key: str, bound: float | None) -> Row:
+    if bound is None:
+        return Row(name, value, "", True)
+    at_least = key.startswith("min_")
+    passed = value >= bound if at_least else value <= bound
+    return Row(name, value, f"{'>=' if at_least else '<='} {bound:g}", bool(passed))
+
+
+def _greedy(llm: LLM, reference: Reference) -> dict[str, Any]:
+    """Tokens equal up to the first difference; a difference at a tie ends a prompt as equal."""
+    length = reference.greedy_ids.shape[1]
+    params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
+    outputs = llm.generate(reference.prompts(), params)
+    agreed = ties = equal = 0
+    for output, wanted, margins in zip(
+        outputs, reference.greedy_ids, reference.greedy_margins, strict=True
+    ):
+        differing = np.flatnonzero(np.asarray(output.outputs[0].token_ids) != wanted)
+        first = int(differing[0]) if differing.size else length
+        tie = first < length and margins[first] < TIE_MARGIN
+        ties += int(tie)
+        equal += int(first == length or tie)
+        agreed += length if tie else first
+    total = reference.greedy_ids.size
+    return {
+        "greedy_agreement": agreed / total,
+        "greedy_prompts_equal": equal,
+        "greedy_prompts": len(outputs),
+        "greedy_ties": ties,
+    }
+
+
+def _distributions(llm: LLM, reference: Reference) -> dict[str, float]:
+    logprobs = []
+    kls, top1, topk = [], [], []
+    per_window = reference.text_ids.shape[1] - 1
+    for window, ids in enumerate(reference.text_ids):
+        at = slice(window * per_window, (window + 1) * per_window)
+        top_ids, top_logprobs = reference.top_ids[at], reference.top_logprobs[at]
+        ours = log_softmax(llm.logits(ids.tolist())[:-1])
+        logprobs.append(np.take_along_axis(ours, ids[1:, None].astype(np.int64), axis=1)[:, 0])
+        kls.append(_kl(top_logprobs, np.take_along_axis(ours, top_ids.astype(np.int64), axis=1)))
+        ranked = _best(ours, min(TOP_K, top_ids.shape[1]))
+        top1.append(ranked[:, 0] == top_ids[:, 0])
+        topk.append(_overlap(ranked, top_ids[:, : ranked.shape[1]]))
+    kl = np.concatenate(kls)
+    return {
+        "top1_agreement": float(np.mean(np.concatenate(top1))),
+        "topk_agreement": float(np.mean(np.concatenate(topk))),
+        "mean_kl": float(kl.mean()),
+        "max_kl": float(kl.max()),
+        "perplexity": float(np.exp(-np.mean(np.concatenate(logprobs), dtype=np.float64))),
+        "reference_perplexity": float(np.exp(-np.mean(reference.label_logprobs, dtype=np.float64))),
+    }
+
+
+def _batching(llm: LLM, reference: Reference) -> tuple[bool, float]:
+    """Each prompt alone, in one ragged batch, and in chunks."""
+    prompts = reference.prompts()[: llm.max_batch]
+    together = llm.batch_logits(prompts)
+    alone = [llm.logits(prompt) for prompt in prompts]
+    invariant = all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    ids = reference.text_ids[0].tolist()
+    whole, chunked = llm.logits(ids), llm.logits(ids, chunk=_CHUNK)
+    return invariant, float(np.abs(whole - chunked).max())
+
+
+def _kl(reference: Floats, ours: Floats) -> Floats:
+    """KL(reference || ours) in nats, [N], over the listed tokens and the rest as one bucket."""
+    p, q = np.exp(reference, dtype=np.float64), np.exp(ours, dtype=np.float64)
+    listed = np.sum(p * (reference.astype(np.float64) - ours), axis=1)
+    floor = 1e-12
+    rest_p = np.maximum(1 - p.sum(axis=1), 0)
+    rest_q = np.maximum(1 - q.sum(axis=1), floor)
+    rest = np.where(rest_p > floor, rest_p * np.log(np.maximum(rest_p, floor) / rest_q), 0)
+    return np.maximum(listed + rest, 0).astype(np.float32)
+
+
+def _overlap(ours: NDArray[np.int64], theirs: NDArray[np.int32]) -> NDArray[np.float64]:
+    return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+
+
+def _best(values: Floats, k: int) -> NDArray[np.int64]:
+    """Indices of the k largest of each row, best first."""
+    part = np.argpartition(values, -k, axis=1)[:, -k:]
+    order = np.argsort(-np.take_along_axis(values, part, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(part, order, axis=1)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Log probabilities of each row, float32, summed in float64."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    return (shifted - np.log(total)).astype(np.float32)

@@ -1,0 +1,183 @@
+"""One request on its way: its ids so far, its text, and when it ends.
+
+| tensor | shape | dtype   | meaning                                    |
+|--------|-------|---------|--------------------------------------------|
+| logits | [V]   | float32 | the logits after the request's last token  |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+from enginewright.runtime.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+)
+from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.sampler import SampledToken, Sampler
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that was found valid: it fits the engine's limits and vocabulary."""
+
+    id: int
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+class Generation:
+    """The running state of a request. ``accept`` takes one step's logits.
+
+    ``token_text`` gives the text of a single token, for log probabilities; a generation without
+    a detokenizer makes no text.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        sampler: Sampler,
+        *,
+        max_context: int,
+        eos_token_ids: Collection[int] = (),
+        detokenizer: IncrementalDetokenizer | None = None,
+        token_text: Callable[[int], str] | None = None,
+    ) -> None:
+        self.request = request
+        self.output_token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: EnginewrightError | None = None
+        self._stop_reason: int | str | None = None
+        self._sampler = sampler
+        self._detokenizer = detokenizer
+        self._token_text = token_text
+        self._eos = frozenset(() if request.params.ignore_eos else eos_token_ids)
+        self._room = max_context - len(request.prompt_token_ids)
+        self._logprobs: list[dict[int, Logprob]] = []
+        self._cumulative_logprob = 0.0
+        self._arrival = time.perf_counter()
+        self._first_token: float | None = None
+        self._finished: float | None = None
+        self._told_tokens = 0
+        self._told_text = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """The ids ``start`` up to ``end`` of prompt and output together."""
+        prompt = self.request.prompt_token_ids
+        if end <= len(prompt):
+            return list(prompt[start:end])
+        first = max(start - len(prompt), 0)
+        return [*prompt[start:], *self.output_token_ids[first : end - len(prompt)]]
+
+    def accept(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token and see whether it ends the request.
+
+        An error in doing so (say, logits that are not numbers) ends this request alone.
+        """
+        assert not self.finished
+        try:
+            sampled = self._sampler.sample(logits, self.output_token_ids)
+        except EnginewrightError as error:
+            self.error = error
+            self._finish("error", str(error))
+            return
+        self._first_token = self._first_token or time.perf_counter()
+        self.output_token_ids.append(sampled.token_id)
+        self._note_logprobs(sampled)
+        self._note_text(sampled.token_id)
+        self._see_whether_ended(sampled.token_id)
+
+    def abort(self) -> None:
+        """End the request as it is; nothing changes if it has ended already."""
+        if not self.finished:
+            self._finish("abort", None)
+
+    def output(self) -> RequestOutput:
+        """Everything so far."""
+        return self._output(0, 0)
+
+    def delta(self) -> RequestOutput:
+        """What came since the last delta; ``cumulative_logprob`` stays a sum over all."""
+        output = self._output(self._told_tokens, self._told_text)
+        self._told_tokens = len(self.output_token_ids)
+        self._told_text = len(self._text)
+        return output
+
+    @property
+    def _text(self) -> str:
+        return "" if self._detokenizer is None else self._detokenizer.text
+
+    def _note_logprobs(self, sampled: SampledToken) -> None:
+        if sampled.top is None or sampled.logprob is None:
+            return
+        self._cumulative_logprob += sampled.logprob
+        self._logprobs.append(
+            {
+                token: Logprob(logprob, rank, self._token_text and self._token_text(token))
+                for token, (logprob, rank) in sampled.top.items()
+            }
+        )
+
+    def _note_text(self, token: int) -> None:
+        """EOS shows only where the stop is asked for: not every tokenizer calls it special."""
+        hidden = token in self._eos and not self.request.params.include_stop_str_in_output
+        if self._detokenizer is not None and not hidden:
+            self._detokenizer.push(token)
+
+    def _see_whether_ended(self, token: int) -> None:
+        params = self.request.params
+        count = len(self.output_token_ids)
+        stop_string = None if self._detokenizer is None else self._detokenizer.stop_reason
+        if token in self._eos:
+            self._finish("stop", None)
+        elif token in params.stop_ids:
+            self._finish("stop", token)
+        elif stop_string is not None:
+            self._finish("stop", stop_string)
+        elif count in (params.max_tokens, self._room):
+            self._finish("length", None)
+
+    def _finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        if self._detokenizer is not None:
+            self._detokenizer.finish()
+            found = self._detokenizer.stop_reason
+            if reason == "length" and found is not None:  # completed by what was held back
+                reason, stop_reason = "stop", found
+        self.finish_reason = reason
+        self._stop_reason = stop_reason
+        self._finished = time.perf_counter()
+
+    def _output(self, first_token: int, first_character: int) -> RequestOutput:
+        with_logprobs = self.request.params.logprobs is not None
+        completion = CompletionOutput(
+            index=0,
+            text=self._text[first_character:],
+            token_ids=self.output_token_ids[first_token:],
+            cumulative_logprob=self._cumulative_logprob if with_logprobs else None,
+            logprobs=self._logprobs[first_token:] if with_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+        return RequestOutput(
+            request_id=str(self.request.id),
+            prompt=self.request.prompt,
+            prompt_token_ids=list(self.request.prompt_token_ids),
+            outputs=[completion],
+            finished=self.finished,
+            metrics=RequestMetrics(self._arrival, self._first_token, self._finished),
+            error=self.error,
+        )

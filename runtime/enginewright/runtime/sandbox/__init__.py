@@ -1,0 +1,1 @@
+"""A sandbox for chat templates: Jinja without a way out, within a budget of work."""
