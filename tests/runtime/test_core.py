@@ -35,8 +35,12 @@ def run(core: EngineCore, generations: Sequence[Generation]) -> None:
         core.step()
 
 
-PROMPTS = st.lists(
-    st.tuples(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 20)),
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 30), min_size=1, max_size=40),  # prompt
+        st.integers(1, 20),  # tokens to generate
+        st.integers(0, 25),  # step before which it arrives
+    ),
     min_size=1,
     max_size=9,
 )
@@ -44,40 +48,35 @@ PROMPTS = st.lists(
 
 @settings(max_examples=60)
 @given(
-    requests=PROMPTS,
+    requests=REQUESTS,
     batch=st.integers(1, 4),
     extend=st.integers(0, 1),
     max_tokens=st.integers(2, 32),
-    later=st.integers(0, 8),
 )
 def test_any_mix_gives_what_each_request_gives_alone(
     null_engine: Any,
-    requests: list[tuple[list[int], int]],
+    requests: list[tuple[list[int], int, int]],
     batch: int,
     extend: int,
     max_tokens: int,
-    later: int,
 ) -> None:
     engine = null_engine(max_batch=batch, steps=(batch, batch, extend))
     core = EngineCore(engine, max_tokens)
     generations = [
         generation(engine, number, prompt, SamplingParams(temperature=0, max_tokens=count))
-        for number, (prompt, count) in enumerate(requests)
+        for number, (prompt, count, _) in enumerate(requests)
     ]
-    for each in generations[: len(generations) - later]:
-        core.add(each)
-    for each in generations[len(generations) - later :] if later else []:
+    coming = sorted(generations, key=lambda each: requests[each.request.id][2])
+    step = 0
+    while coming or core.busy:
+        while coming and requests[coming[0].request.id][2] <= step:
+            core.add(coming.pop(0))
         core.step()
-        if each.request.id >= len(generations) - later:
-            core.add(each)
-    while core.busy:
-        core.step()
-    for each, (prompt, count) in zip(generations, requests, strict=True):
-        if later >= len(generations) or each.finished:
-            assert each.output_token_ids == engine.continue_greedily(prompt, count)
-            assert each.finish_reason == "length"
-    assert all(each.finished for each in generations)
-    assert engine.computed == sum(len(prompt) + count - 1 for prompt, count in requests)
+        step += 1
+    for each, (prompt, count, _) in zip(generations, requests, strict=True):
+        assert each.output_token_ids == engine.continue_greedily(prompt, count)
+        assert each.finish_reason == "length"
+    assert engine.computed == sum(len(prompt) + count - 1 for prompt, count, _ in requests)
 
 
 def test_rows_that_end_at_different_times_leave_the_others_right(null_engine: Any) -> None:

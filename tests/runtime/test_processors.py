@@ -23,8 +23,9 @@ VALUES = st.floats(-30, 30, width=32)
 LOGITS = hnp.arrays(np.float32, SIZES, elements=VALUES)
 DISTINCT = SIZES.flatmap(
     lambda size: st.integers(0, 2**32 - 1).map(
-        lambda seed: np.random.default_rng(seed).permutation(size).astype(np.float32)
-        * np.float32(20 / size)
+        lambda seed: (
+            np.random.default_rng(seed).permutation(size).astype(np.float32) * np.float32(20 / size)
+        )
     )
 )
 IDS = st.lists(st.integers(0, 299), min_size=1, max_size=40)
@@ -75,9 +76,7 @@ def test_mask_is_that_of_min_new_tokens() -> None:
 @given(LOGITS, st.floats(0.01, 2.0))
 def test_temperature(logits: Logits, temperature: float) -> None:
     theirs = from_transformers(warpers.TemperatureLogitsWarper(temperature), logits)
-    np.testing.assert_allclose(
-        processors.scale_temperature(logits, temperature), theirs, rtol=1e-6
-    )
+    np.testing.assert_allclose(processors.scale_temperature(logits, temperature), theirs, rtol=1e-6)
 
 
 def test_temperature_one_copies_nothing() -> None:

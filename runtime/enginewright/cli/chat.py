@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.chat_commands import HELP, Clear, Exit, Say, Set, Show, change, parse, settable
+from enginewright.cli.chat_commands import (
+    HELP,
+    Clear,
+    Exit,
+    Say,
+    Set,
+    Show,
+    change,
+    parse,
+    settable,
+)
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.runtime.errors import ContextLengthError, RequestError
 

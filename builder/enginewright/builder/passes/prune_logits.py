@@ -31,9 +31,9 @@ def prune_logits(model: ir.Model) -> None:
     wanted.outputs[0].shape = ir.Shape(["logits", _width(hidden)])
     insert_before(head, [flat, wanted])
     head.replace_input_with(0, wanted.outputs[0])
+    vocabulary = _width(graph.outputs[0])
     for node in (head, *after):
-        width = _width(node.outputs[0])
-        node.outputs[0].shape = ir.Shape(["logits", width])
+        node.outputs[0].shape = ir.Shape(["logits", vocabulary])
 
 
 def _head(logits: ir.Value) -> tuple[ir.Node, list[ir.Node]]:

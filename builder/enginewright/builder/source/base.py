@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -115,7 +116,7 @@ class Source(ABC):
             )
         try:
             return CONFIG_MAPPING[model_type].from_dict(dict(self.config))
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise SourceError(
                 f"{self.origin.location}: the config is not a legal {model_type} config: {error}"
             ) from error

@@ -24,7 +24,6 @@ BATCH = 8
 class Workload:
     """Token ids and counts; greedy, end-of-sequence tokens ignored."""
 
-    model: str
     threads: int
     warm_ids: list[int]
     """As long as ``prefill_ids``, other ids: run once before anything is timed."""
@@ -53,7 +52,6 @@ def make_workload(
     draw = random.Random(20)
     ordinary = sorted(set(range(engine.vocab_size)) - set(manifest.eos_token_ids))
     return Workload(
-        model="",
         threads=threads,
         warm_ids=draw.choices(ordinary, k=prompt_tokens),
         prefill_ids=draw.choices(ordinary, k=prompt_tokens),
