@@ -11,6 +11,10 @@ import hypothesis
 import numpy as np
 import pytest
 import tokenizers
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, save_model
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
 from enginewright.runtime.engine import Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.manifest import (
     MANIFEST_NAME,
@@ -23,9 +27,6 @@ from enginewright.runtime.manifest import (
     SourceEntry,
     StepsEntry,
 )
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, save_model
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 # A busy machine must not fail a property: no limits of wall-clock time.
 hypothesis.settings.register_profile(
@@ -86,10 +87,7 @@ class NullEngine(Engine):
         wanted = [divmod(int(index), width) for index in batch.logits_index]
         ends = [int(batch.past_lengths[row]) + position + 1 for row, position in wanted]
         return np.stack(
-            [
-                self.logits(contexts[row][:end])
-                for (row, _), end in zip(wanted, ends, strict=True)
-            ]
+            [self.logits(contexts[row][:end]) for (row, _), end in zip(wanted, ends, strict=True)]
         )
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -322,7 +320,9 @@ def write_manifest(folder: Path, entry: EngineEntry, **changes: Any) -> Manifest
     return manifest
 
 
-def write_tiny_artifact(folder: Path, model: TinyModel, template: str | None = CHAT_TEMPLATE) -> None:
+def write_tiny_artifact(
+    folder: Path, model: TinyModel, template: str | None = CHAT_TEMPLATE
+) -> None:
     """An artifact that the runtime loads as it loads a built one."""
     entry = model.save(folder)
     byte_tokenizer().save(str(folder / "tokenizer.json"))

@@ -7,20 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from enginewright.runtime import scoring
 from enginewright.runtime.core import EngineCore, step_batch
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.generation import Generation, Request
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
 
 
 def generation(
-    core_engine: Any, number: int, prompt: Sequence[int], params: SamplingParams = GREEDY, **more: Any
+    core_engine: Any,
+    number: int,
+    prompt: Sequence[int],
+    params: SamplingParams = GREEDY,
+    **more: Any,
 ) -> Generation:
     info = core_engine.describe()
     sampler = more.pop("sampler", None) or Sampler(params, info.vocab_size, (), prompt, 0)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from os.path import commonprefix  # noqa: RUF071
+from os.path import commonprefix
 from typing import Any
 
 import pytest
-from enginewright.runtime.detokenizer import IncrementalDetokenizer, StopScanner
-from enginewright.runtime.tokenizer import Tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
+
+from enginewright.runtime.detokenizer import IncrementalDetokenizer, StopScanner
+from enginewright.runtime.tokenizer import Tokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and then it doesn't.",

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from enginewright.runtime.sampling import processors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+
+from enginewright.runtime.sampling import processors
 
 torch = pytest.importorskip("torch")
 warpers = pytest.importorskip("transformers.generation.logits_process")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
-from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.sampling.sampler import SampledToken, Sampler
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
+from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.sampler import SampledToken, Sampler
 
 V = 1000
 LOGITS = np.random.default_rng(3).normal(0, 3, V).astype(np.float32)

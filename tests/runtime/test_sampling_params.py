@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 import pytest
+
 from enginewright.runtime.errors import ArtifactError, SamplingParamsError
 from enginewright.runtime.manifest import SamplingDefault
 from enginewright.runtime.sampling.params import SamplingParams, resolve_defaults

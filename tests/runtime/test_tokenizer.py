@@ -7,12 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
-from enginewright.runtime.errors import ArtifactError, PromptError
-from enginewright.runtime.tokenizer import Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from enginewright.runtime.errors import ArtifactError, PromptError
+from enginewright.runtime.tokenizer import Tokenizer
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 

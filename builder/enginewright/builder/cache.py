@@ -14,6 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from enginewright.runtime.errors import BuildError
+from enginewright.runtime.integrity import cache_folder
+
 TOOLS = (
     "enginewright",
     "gguf",
@@ -49,7 +52,13 @@ def code_digest(*files: str) -> str:
 
 def cached_file(stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
     """The file of a stage's entry, made by ``make(path)`` if it is not there yet."""
-    folder = cache_folder() / stage / key
+    root = cache_folder()
+    if root is None:
+        raise BuildError(
+            "no usable cache folder: set XDG_CACHE_HOME to a folder that you own and nobody else "
+            "may write to"
+        )
+    folder = root / stage / key
     path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +67,3 @@ def cached_file(stage: str, key: str, name: str, make: Callable[[Path], None]) -
             make(made)
             os.replace(made, path)
     return path
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/enginewright``, by default ``~/.cache/enginewright``; mode 0700."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(root) / "enginewright"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder

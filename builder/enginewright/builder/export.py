@@ -27,6 +27,13 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 from enginewright.builder import linear
 from enginewright.builder.families import Family
 from enginewright.builder.weight_tensor import WeightTensor
@@ -34,12 +41,6 @@ from enginewright.builder.weights import Weight
 from enginewright.plugins.attention import export as attention
 from enginewright.plugins.attention.export import cached_attention
 from enginewright.runtime.errors import SourceError
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.initialization import no_init_weights
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION = "enginewright"
 OPSET = 20

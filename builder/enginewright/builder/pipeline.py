@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from transformers import PreTrainedConfig
+
 from enginewright.builder.cache import TOOLS, cached_file, code_digest, digest, tool_versions
 from enginewright.builder.export import CacheShape, Exported, attach_weights, export
 from enginewright.builder.families import Family, family_of
@@ -32,7 +34,6 @@ from enginewright.runtime.manifest import (
     SourceEntry,
 )
 from enginewright.runtime.tokenizer import Tokenizer
-from transformers import AutoConfig, PreTrainedConfig
 
 Progress = Callable[[str], None]
 _SAMPLING_KEYS = {
@@ -55,11 +56,10 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
         with run.stage("source"):
             source = open_source(recipe.source)
             family = family_of(source.architecture)
-            config = _config(source)
-            recipe.check_positions(getattr(config, "max_position_embeddings", None))
+            recipe.check_positions(source.positions)
             source.write_tokenizer(folder)
         with run.stage("export"):
-            exported = _exported(config, family)
+            exported = _exported(source.model_config(), family)
         with run.stage("compile"):
             engine = _compile(recipe, source, exported, folder)
         with run.stage("reference"):
@@ -92,11 +92,6 @@ class _Run:
         }
         grown = meter.anonymous_growth / 1e6
         self._progress(f"{name}: {meter.seconds:.1f} s, peak anonymous memory +{grown:.0f} MB")
-
-
-def _config(source: Source) -> PreTrainedConfig:
-    fields = dict(source.config)
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 def _exported(config: PreTrainedConfig, family: Family) -> Exported:
@@ -187,18 +182,15 @@ def _write_manifest(
         files=hash_files(folder),
         tools=tools,
         eos_token_ids=tuple(sorted(source.eos_token_ids)),
-        bos_token_id=source.config.get("bos_token_id"),
-        sampling_defaults=_sampling_defaults(folder),
+        bos_token_id=source.bos_token_id,
+        sampling_defaults=_sampling_defaults(source),
         conformance=conformance,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _sampling_defaults(folder: Path) -> dict[str, SamplingDefault]:
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    given = json.loads(path.read_text(encoding="utf-8"))
+def _sampling_defaults(source: Source) -> dict[str, SamplingDefault]:
+    given = source.generation_config
     return {
         ours: SamplingDefault(given[theirs], f"generation_config.json: {theirs}")
         for theirs, ours in _SAMPLING_KEYS.items()

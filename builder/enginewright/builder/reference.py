@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+
 from enginewright.runtime.conformance import Reference, log_softmax
 from enginewright.runtime.tokenizer import Tokenizer
-from transformers import PreTrainedModel
 
 _GREEDY_TOKENS = 64
 _WINDOW = 512

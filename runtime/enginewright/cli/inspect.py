@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from enginewright.cli.text import number, size, table
+from enginewright.cli.text import size, table
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.manifest import MANIFEST_NAME, EngineEntry, Manifest
 
@@ -111,4 +111,4 @@ def _conformance(manifest: Manifest) -> Iterator[str]:
 def conformance_row(name: str, value: float, bound: str, passed: bool) -> tuple[str, ...]:
     """One row of the conformance table; a measure without a bound has no result."""
     result = ("ok" if passed else "MISSED") if bound else ""
-    return name, number(value), bound, result
+    return name, f"{value:.6g}", bound, result

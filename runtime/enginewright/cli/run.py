@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def command(
     """Continue PROMPT with ARTIFACT; without a prompt, or for "-", read it from stdin."""
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat: only a chat template has a system message")
-    text = _stdin() if prompt in (None, "-") else str(prompt)
+    text = _text(prompt)
     from enginewright.runtime import LLM
 
     started = time.perf_counter()
@@ -55,12 +56,15 @@ def command(
         click.echo(json.dumps(answer.as_data(params), ensure_ascii=False))
 
 
-def _stdin() -> str:
-    """What is piped in, without the newline that ends its last line."""
+def _text(prompt: str | None) -> str:
+    """The prompt, or what is piped in without the newline that ends its last line."""
     try:
-        return click.get_text_stream("stdin").read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"stdin is not UTF-8 text ({error})") from error
+        if prompt in (None, "-"):
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        assert prompt is not None
+        return prompt.encode("utf-8").decode("utf-8")  # bytes that are no text arrive as surrogates
+    except UnicodeError as error:
+        raise click.UsageError(f"the prompt is not UTF-8 text ({error})") from error
 
 
 def _stream(

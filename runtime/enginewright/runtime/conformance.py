@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
-from numpy.typing import NDArray
 
 REFERENCE_FILE = "conformance/reference.npz"
 TIE_MARGIN = 1e-4

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+
 from enginewright.runtime.engine import Engine, StepBatch
 from enginewright.runtime.generation import Generation
 from enginewright.runtime.kv_cache import SlotManager

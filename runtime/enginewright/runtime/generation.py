@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.outputs import (
@@ -23,7 +25,6 @@ from enginewright.runtime.outputs import (
 )
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

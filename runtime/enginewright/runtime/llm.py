@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, get_args
 
 import numpy as np
+
 from enginewright.runtime import scoring
 from enginewright.runtime.artifact import Artifact, Verify
 from enginewright.runtime.backends import open_engine
@@ -116,7 +117,7 @@ class LLM:
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput]:
         """Continue one prompt and yield what is new after each token.
 
         ``outputs[0].text`` and ``.token_ids`` hold only what came since the last yield; joined,
@@ -134,7 +135,7 @@ class LLM:
         add_generation_prompt: bool = True,
         chat_template: str | os.PathLike[str] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput]:
         """Answer one conversation, as ``stream`` does."""
         render = self._renderer(add_generation_prompt, chat_template, chat_template_kwargs)
         (generation,) = self._prepare([render(messages)], sampling_params)
@@ -316,7 +317,7 @@ class LLM:
             logger.error("a request failed: %s", error)
         return [generation.output() for generation in generations]
 
-    def _stream(self, generation: Generation) -> Iterator[RequestOutput]:
+    def _stream(self, generation: Generation) -> Generator[RequestOutput]:
         core = self._open_core()
         core.add(generation)
         try:
@@ -367,12 +368,13 @@ def _params_for(
     """The parameters of each of ``count`` prompts."""
     if given is None or isinstance(given, SamplingParams):
         return [given or defaults] * count
-    wrong = [item for item in given if not isinstance(item, SamplingParams)]
-    if wrong:
-        raise SamplingParamsError(
-            f"sampling_params={wrong[0]!r:.80}: give a SamplingParams, or a list with one for each "
-            f"prompt"
-        )
+    items = given if isinstance(given, Sequence) else [given]
+    for item in items:
+        if not isinstance(item, SamplingParams):
+            raise SamplingParamsError(
+                f"sampling_params={item!r:.80}: give a SamplingParams, or a list with one for "
+                f"each prompt"
+            )
     if len(given) != count:
         raise SamplingParamsError(
             f"{len(given)} sampling_params for {count} prompts: give one, or one for each prompt"

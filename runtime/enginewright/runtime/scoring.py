@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from enginewright.runtime.core import EngineCore, step_batch
 from enginewright.runtime.engine import EngineInfo
-from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from enginewright.runtime.errors import UnsupportedModelError
 from torch import nn
+
+from enginewright.runtime.errors import UnsupportedModelError
 
 
 def _nothing(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ and the reshapes to two axes and back gone.
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from enginewright.builder import linear
 from enginewright.builder.passes.match import insert_before, producer, replace
 from enginewright.builder.weight_tensor import initializer, weight_of

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from enginewright.builder.passes.match import constant, constant_value, other_input, producer
-from enginewright.plugins.attention.contract import OP_TYPE
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+
+from enginewright.builder.passes.match import constant, constant_value, other_input, producer
+from enginewright.plugins.attention.contract import OP_TYPE
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+
 from enginewright.builder.passes.match import (
     constant,
     consumers,

@@ -7,6 +7,7 @@ After: n, _, _, s = SkipSimplifiedLayerNormalization(x, y, w) or SkipLayerNormal
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from enginewright.builder.passes.match import (
     MICROSOFT,
     insert_before,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+
 from enginewright.builder.passes.match import MICROSOFT, constant_value, insert_before, replace
 from enginewright.plugins.attention.contract import OP_TYPE
 

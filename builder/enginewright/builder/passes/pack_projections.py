@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import onnx_ir as ir
+
 from enginewright.builder import linear
 from enginewright.builder.passes.match import constant_value, insert_before, replace
 from enginewright.builder.weight_tensor import initializer, weight_of

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
 from enginewright.builder.passes.match import (
     constant,
     constant_value,
@@ -17,8 +20,6 @@ from enginewright.builder.passes.match import (
     replace,
     same_shape,
 )
-from onnx_ir.passes import common
-from onnxscript import optimizer
 
 # Constants up to this many bytes are folded; weights are larger and stay where they are.
 _FOLD_BYTES = 1024

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import onnx_ir as ir
+
 from enginewright.builder.export import CacheShape
 from enginewright.runtime.errors import RecipeError
 from enginewright.runtime.manifest import EngineEntry, LimitsEntry

@@ -6,6 +6,9 @@ import hashlib
 from pathlib import Path
 
 import onnx_ir as ir
+from enginewright.builder.passes.quantize import quantize
+from enginewright.builder.targets.external_data import save_model
+
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
 from enginewright.builder.passes.fold_rotary import fold_rotary
@@ -14,10 +17,8 @@ from enginewright.builder.passes.fuse_skip import fuse_skip
 from enginewright.builder.passes.lower_attention import lower_attention
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
-from enginewright.builder.passes.quantize import quantize
 from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.targets import CompileRequest, Target
-from enginewright.builder.targets.external_data import save_model
 from enginewright.runtime.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
 
 _MODEL = "engine/model.onnx"

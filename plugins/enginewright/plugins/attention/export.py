@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import onnxscript
 import torch
+from torch import Tensor
+
 from enginewright.plugins.attention.contract import (
     ABI_VERSION,
     DOMAIN,
@@ -19,7 +21,6 @@ from enginewright.plugins.attention.contract import (
     AttentionAttributes,
 )
 from enginewright.plugins.attention.reference import cached_attention as reference
-from torch import Tensor
 
 
 @torch.library.custom_op(f"{DOMAIN}::cached_attention", mutates_args=())

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from enginewright.plugins.attention.contract import AttentionAttributes
 from numpy.typing import NDArray
+
+from enginewright.plugins.attention.contract import AttentionAttributes
 
 Array = NDArray[np.floating]
 

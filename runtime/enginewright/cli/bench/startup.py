@@ -1,4 +1,4 @@
-"""``enginewright bench startup``: what it costs to begin, in an environment of the runtime alone."""
+"""``enginewright bench startup``: what it costs to begin, in the runtime alone."""
 
 from __future__ import annotations
 

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.engine import Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError
 from enginewright.runtime.manifest import EngineEntry, KVEntry
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 GRAPH_OPTIMIZATION = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
 """The builder has fused the graph already; higher levels cost load time and gain nothing."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
+
 from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
 from enginewright.runtime.sampling import processors
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.processors import Ids, Logits
-from numpy.typing import NDArray
 
 _BLOCK = 512
 

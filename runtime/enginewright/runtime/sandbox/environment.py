@@ -13,8 +13,6 @@ from datetime import datetime
 from functools import wraps
 from typing import Any
 
-from enginewright.runtime.sandbox.budget import STEP, OutOfBoundsError, current_budget
-from enginewright.runtime.sandbox.metering import SIZE_OF, STEPS, check_name, meter
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -22,6 +20,9 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
+
+from enginewright.runtime.sandbox.budget import STEP, OutOfBoundsError, current_budget
+from enginewright.runtime.sandbox.metering import SIZE_OF, STEPS, check_name, meter
 
 LARGEST_PRECISION = 100
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from enginewright.runtime.sandbox.budget import STEP
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
+
+from enginewright.runtime.sandbox.budget import STEP
 
 # Filters of the sandbox that charge; names with a space cannot be written in a template.
 SIZE_OF = "size of"

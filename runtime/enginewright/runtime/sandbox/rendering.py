@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from traceback import walk_tb
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from enginewright.runtime.errors import ChatTemplateError
 from enginewright.runtime.sandbox.budget import OutOfBoundsError, size_of, work_within
 from enginewright.runtime.sandbox.environment import ChatEnvironment, RefusedByTemplateError
 from enginewright.runtime.sandbox.metering import iterates_content
-from jinja2.exceptions import TemplateError
 
 LONGEST_SOURCE = 1 << 18
 LEAST_WORK = 1 << 26

