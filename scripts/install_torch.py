@@ -42,7 +42,9 @@ def has_gpu() -> bool:
     if Path("/dev/nvidiactl").exists():
         return True
     tool = shutil.which("nvidia-smi")
-    return tool is not None and subprocess.run([tool, "-L"], capture_output=True).returncode == 0
+    if tool is None:
+        return False
+    return subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 
 
 def installed() -> tuple[str, str] | None:
@@ -70,7 +72,8 @@ def main() -> None:
         if suits(installed(), version, gpu=gpu):
             break
         print(f"pip install {' '.join(arguments)}", flush=True)
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments])
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
+        subprocess.run(command, check=False)  # a failed attempt is answered by the next one
     found = installed()
     if not suits(found, version, gpu=gpu):
         have = "nothing" if found is None else f"torch {found[0]} for CUDA {found[1]}"

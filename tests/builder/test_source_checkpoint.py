@@ -104,9 +104,7 @@ def test_gpt2_without_its_prefix(make_checkpoint: Make, tmp_path: Path) -> None:
     assert_equals_transformers(folder)
 
 
-def test_only_the_head_of_two_tied_weights_is_stored(
-    make_checkpoint: Make, tmp_path: Path
-) -> None:
+def test_only_the_head_of_two_tied_weights_is_stored(make_checkpoint: Make, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, llama(tie_word_embeddings=True))
     rename(folder, lambda name: name.replace("model.embed_tokens", "lm_head"))
     assert_equals_transformers(folder)
@@ -218,9 +216,7 @@ def test_a_truncated_file_is_named(copy: Path, kept: int) -> None:
         ({"data_offsets": [-4, 0]}, "damaged header"),
     ],
 )
-def test_a_header_that_contradicts_itself(
-    copy: Path, change: dict[str, Any], problem: str
-) -> None:
+def test_a_header_that_contradicts_itself(copy: Path, change: dict[str, Any], problem: str) -> None:
     path = copy / "model.safetensors"
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -246,9 +242,7 @@ def test_a_missing_shard_is_named(make_checkpoint: Make, tmp_path: Path) -> None
         opened(folder)
 
 
-def test_an_index_that_names_a_tensor_no_shard_holds(
-    make_checkpoint: Make, tmp_path: Path
-) -> None:
+def test_an_index_that_names_a_tensor_no_shard_holds(make_checkpoint: Make, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, llama(), max_shard_size="20KB")
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())

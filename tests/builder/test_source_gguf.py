@@ -304,7 +304,7 @@ def test_where_transformers_reads_a_key_ours_says_the_same(
     ours = opened(path).model_config().to_dict()
     assert type(theirs) is transformers.LlamaConfig
     differing = {key for key, value in theirs.to_dict().items() if ours.get(key) != value}
-    assert differing <= {"architectures", "_model_name_or_path", "transformers_version", "dtype"}
+    assert differing <= {"architectures", "_name_or_path", "transformers_version", "dtype"}
 
 
 def test_an_unknown_architecture_is_refused_by_name(

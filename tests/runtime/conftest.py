@@ -362,9 +362,9 @@ def tiny_artifact(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactor
 def make_tiny(tiny_model: TinyModel, tmp_path: Path) -> Callable[..., Path]:
     """A tiny artifact of the test's own, to be spoilt."""
 
-    def make(template: str | None = CHAT_TEMPLATE) -> Path:
+    def make(template: str | None = CHAT_TEMPLATE, model: TinyModel = tiny_model) -> Path:
         folder = tmp_path / "own"
-        write_tiny_artifact(folder, tiny_model, template)
+        write_tiny_artifact(folder, model, template)
         return folder
 
     return make

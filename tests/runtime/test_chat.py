@@ -6,12 +6,13 @@ import enum
 from typing import Any
 
 import pytest
-from enginewright.runtime.chat import ChatTemplate
-from enginewright.runtime.errors import ChatTemplateError, PromptError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
+
+from enginewright.runtime.chat import ChatTemplate
+from enginewright.runtime.errors import ChatTemplateError, PromptError
 
 transformers = pytest.importorskip("transformers")
 
@@ -145,7 +146,8 @@ QWEN3 = """\
     {{- '<think></think>' }}
 {%- endif %}
 {{ messages | map(attribute='role') | unique | join(', ') }}
-{{ {'b': [1, 2.5, none, true], 'ä': '<"&>'} | tojson }} {{ messages[0].content | upper | replace('A', '4') }}
+{{ {'b': [1, 2.5, none, true], 'ä': '<"&>'} | tojson }}
+{{ messages[0].content | upper | replace('A', '4') }}
 {{ "%05.1f|%s" | format(3.14159, 'x') }} {{ "{:>5}".format("ab") }} {{ [3, 1, 2] | sort | first }}
 {{ dict(a=1, **{'b': 2}) | dictsort }} {{ range(5) | sum }} {{ 2 ** 10 }} {{ "ab" * 3 }}
 {{ 7 // 2 }} {{ 7 % 4 }} {{ -7 / 2 }} {{ 'a' ~ 1 ~ none }} {{ missing }}{{ 'x' | indent(4, true) }}
@@ -357,7 +359,7 @@ def test_raise_exception_gives_its_message() -> None:
         ("\n\n{{ messages[0].nothing.at_all }}", "line 3"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{{ 'a' + 1 }}", "line 1"),
-        ("{{ messages.foo() }}", "undefined"),
+        ("{{ messages.foo() }}", "no attribute 'foo'"),
         ("{% include 'x' %}", "loader"),
         ("{% import 'x' as y %}", "loader"),
         ("{% extends 'x' %}", "loader"),

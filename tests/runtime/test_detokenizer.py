@@ -130,7 +130,7 @@ def streamed(tokenizer: Tokenizer, ids: Sequence[int], **options: Any) -> list[s
 def continuation(tokenizer: Tokenizer, prompt: list[int], ids: list[int], skip: bool) -> str:
     before = tokenizer.decode(prompt, skip_special_tokens=skip)
     text = tokenizer.decode(prompt + ids, skip_special_tokens=skip)
-    return text[len(commonprefix([before, text])) :]
+    return text[len(commonprefix([before, text])) :]  # noqa: RUF071
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

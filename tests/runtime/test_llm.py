@@ -382,6 +382,24 @@ def _entry(folder: Path) -> Any:
     return Artifact.open(folder).engine()
 
 
+def test_a_request_that_fails_while_it_runs_harms_no_other(
+    make_tiny: Callable[..., Path], tiny_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token whose embedding overflowed makes its own row's logits useless, no other's."""
+    model = type(tiny_model)()
+    model.weights["embedding"][7] = np.nan
+    with LLM(make_tiny(model=model), threads=1) as llm:
+        bad, good = llm.generate([[7, 1], [1, 3]], GREEDY)  # [1, 3] never leads to 7
+        assert good.outputs[0].token_ids == tiny_model.continue_greedily([1, 3], 8)
+        assert bad.outputs[0].finish_reason == "error"
+        assert "no usable logits" in str(bad.error)
+        assert "a request failed: the engine gave no usable logits" in caplog.text
+        with pytest.raises(EnginewrightError, match="no usable logits"):
+            llm.generate([7, 1], GREEDY)
+        with pytest.raises(EnginewrightError, match="no usable logits"):
+            list(llm.stream([7, 1], GREEDY))
+
+
 def test_times_and_ids_come_with_the_output(llm: LLM) -> None:
     outputs = llm.generate(["a", "b"], GREEDY)
     assert outputs[0].request_id != outputs[1].request_id

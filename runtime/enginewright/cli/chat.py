@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from enginewright.cli.chat_commands import (
     settable,
 )
 from enginewright.cli.sampling import effective, sampling_options
+from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
@@ -108,15 +108,13 @@ class Conversation:
         answer, times = "", []
         started = time.perf_counter()
         try:
-            for output in stream:
-                times.append(time.perf_counter())
-                answer += output.outputs[0].text
-                click.echo(output.outputs[0].text, nl=False)
+            with contextlib.closing(stream):  # frees the request's place in the engine
+                for output in stream:
+                    times.append(time.perf_counter())
+                    answer += output.outputs[0].text
+                    say(output.outputs[0].text)
         except KeyboardInterrupt:
             click.echo(" [stopped]", nl=False)
-        finally:
-            if isinstance(stream, Generator):  # frees the request's place in the engine
-                stream.close()
         click.echo(f"\n[{speed(started, times)}]")
         self._messages = [*asked, {"role": "assistant", "content": answer}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,14 @@ class LazyGroup(click.Group):
         if self._default is not None and self._names_none(ctx, args):
             args = [self._default, *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], self._verbs, n=1)
+        if args[0] not in self._verbs and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def _names_none(self, ctx: click.Context, args: list[str]) -> bool:
         asks_help = bool(args) and args[0] in self.get_help_option_names(ctx)

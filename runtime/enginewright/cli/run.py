@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from enginewright.cli.sampling import effective, sampling_options
+from enginewright.cli.text import say
 
 if TYPE_CHECKING:
     from enginewright.runtime import LLM, RequestOutput, SamplingParams
@@ -103,7 +104,7 @@ class Answer:
             answer.prompt_token_ids = output.prompt_token_ids
             answer.finish_reason = new.finish_reason
             if echo:
-                click.echo(new.text, nl=False)
+                say(new.text)
         if echo:
             click.echo()
         return answer

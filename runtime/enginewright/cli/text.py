@@ -1,12 +1,17 @@
-"""Plain text for people: aligned tables, sizes, durations."""
+"""Plain text for people: aligned tables, sizes, figures, and what a model wrote."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
+import click
+
 _NUMERIC = set("0123456789.,+-%x –")  # noqa: RUF001 - ranges are written with a dash
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
+_HARMLESS = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -35,6 +40,12 @@ def size(count: int | float) -> str:
 def number(value: float) -> str:
     """A figure with as many digits as mean something: ``314``, ``25.3``, ``0.0042``."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def say(text: str) -> None:
+    """Write a model's text at once. In a terminal, control characters are made harmless there."""
+    shown = text.translate(_HARMLESS) if sys.stdout.isatty() else text
+    click.echo(shown, nl=False)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:

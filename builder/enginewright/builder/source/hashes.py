@@ -47,7 +47,7 @@ def _read(record: Path, state: FileState) -> str | None:
     try:
         found = json.loads(record.read_text("utf-8"))
         sha256 = found.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return str(sha256) if found == asdict(state) else None
 

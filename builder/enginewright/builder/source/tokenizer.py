@@ -21,7 +21,6 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 _PROBES = (
     "Hello, world!  Two spaces, 12345.6\n\tit's naïve 漢字 🙂",
     " leading space",
-    "<s></s><bos><eos><|endoftext|>",
 )
 
 
@@ -65,7 +64,9 @@ class SourceTokenizer:
         special = {name: getattr(self.loaded, name) for name in _SPECIAL}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         config["clean_up_tokenization_spaces"] = bool(self.loaded.clean_up_tokenization_spaces)
-        _write_json(folder / "tokenizer_config.json", {k: v for k, v in config.items() if v is not None})
+        _write_json(
+            folder / "tokenizer_config.json", {k: v for k, v in config.items() if v is not None}
+        )
         written = ["tokenizer.json", "tokenizer_config.json"]
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8", newline="")
@@ -78,8 +79,8 @@ class SourceTokenizer:
     def _write_model(self, path: Path) -> None:
         """The source's own file where it does what transformers does, else what transformers made.
 
-        They differ where tokenizer_config.json changes tokenizer.json (add_bos_token), and where
-        a file was saved with truncation or padding on.
+        They differ where tokenizer_config.json adds special tokens that tokenizer.json lacks, and
+        where a file was saved with truncation or padding on.
         """
         backend = Tokenizer.from_str(self.loaded.backend_tokenizer.to_str())
         backend.no_truncation()
@@ -126,7 +127,8 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
 def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     if one.truncation is not None or one.padding is not None:
         return False
-    return all(one.encode(text).ids == other.encode(text).ids for text in _PROBES)
+    added = " ".join(token.content for token in other.get_added_tokens_decoder().values())
+    return all(one.encode(text).ids == other.encode(text).ids for text in (*_PROBES, added))
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

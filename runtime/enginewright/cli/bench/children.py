@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ from enginewright.cli.bench.machine import Busy, disturbance, memory
 from enginewright.runtime.errors import EnginewrightError
 
 WORKERS = Path(__file__).parent / "workers"
+MEASURE = WORKERS / "measure.py"
+OUR_WORKER = (sys.executable, MEASURE, "enginewright_engine")
+"""The command that measures our own runtime, in this environment."""
 _POLL_SECONDS = 0.02
 
 
@@ -47,7 +51,7 @@ def sample(
 ) -> Sample:
     """Run one worker to its end; raises EnginewrightError with what it wrote if it fails."""
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as answer:
-        busy, own, started = Busy.now(), _children_seconds(), time.monotonic()
+        busy, own, started = Busy.now(), _own_seconds(), time.monotonic()
         with subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
@@ -62,7 +66,7 @@ def sample(
             peak, anonymous = _watch(process) if poll else (None, None)
             status = process.wait()
         wall = time.monotonic() - started
-        used = _children_seconds() - own
+        used = _own_seconds() - own
         said = _answer(command, status, answer, errors)
         taken = disturbance(busy, Busy.now(), used, wall)
         return Sample(said, started, wall, peak, anonymous, taken)
@@ -74,9 +78,10 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
 
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _own_seconds() -> float:
+    """Processor seconds of this process and of the children that it waited for."""
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, both))
 
 
 def _watch(process: subprocess.Popen[str]) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ import click
 
 from enginewright.cli.bench import machine
 from enginewright.cli.bench.checkpoint import checkpoint_of
-from enginewright.cli.bench.children import WORKERS, sample
+from enginewright.cli.bench.children import MEASURE, OUR_WORKER, sample
 from enginewright.cli.bench.peer import PEERS
 from enginewright.cli.bench.stats import Figure, figures_data
 from enginewright.cli.bench.turns import Samples, Take, remark, take_turns
@@ -24,7 +24,6 @@ from enginewright.runtime.backends import load_backend
 from enginewright.runtime.errors import EnginewrightError
 
 OURS = "enginewright"
-MEASURE = WORKERS / "measure.py"
 
 
 @click.command()
@@ -71,11 +70,7 @@ def command(
     engine = opened.engine()
     load_backend(engine.target)
     work = make_workload(opened.manifest, engine, threads, prompt_tokens, decode_tokens)
-    takes: dict[str, Take] = {
-        OURS: partial(
-            sample, [sys.executable, MEASURE, "enginewright_engine"], work.at(str(artifact))
-        )
-    }
+    takes: dict[str, Take] = {OURS: partial(sample, OUR_WORKER, work.at(str(artifact)))}
     for name in peers:
         chosen = precision or engine.precision
         takes[f"{name} {chosen}"] = _peer(name, chosen, opened, source_path, work)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
 import click
 
 from enginewright.cli.bench import machine
-from enginewright.cli.bench.children import WORKERS, sample
+from enginewright.cli.bench.children import OUR_WORKER, sample
 from enginewright.cli.bench.stats import HEADER, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.bench.workload import BATCH, DECODE_PROMPT, figures, make_workload
 from enginewright.cli.text import table
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.backends import load_backend
-
-MEASURE = WORKERS / "measure.py"
 
 
 @click.command(
@@ -46,8 +43,7 @@ def command(
     load_backend(engine.target)
     count = threads or machine.cores()
     work = make_workload(opened.manifest, engine, count, prompt_tokens, decode_tokens)
-    worker = [sys.executable, str(MEASURE), "enginewright_engine"]
-    take = partial(sample, worker, work.at(str(artifact)))
+    take = partial(sample, OUR_WORKER, work.at(str(artifact)))
     samples = take_turns({"enginewright": take}, runs, "measuring")["enginewright"]
     found = figures(work, samples.used)
     if as_json:

@@ -68,13 +68,18 @@ def figures(work: Workload, samples: Sequence[Sample]) -> list[Figure]:
         ("load", "s", [one["load_s"] for one in said]),
         (f"first token of {prompt}", "ms", [one["first_token_s"] * 1e3 for one in said]),
         (f"prefill {prompt}", "tokens/s", [prompt / one["first_token_s"] for one in said]),
-        ("decode, 1 row", "tokens/s", [tokens / one["decode_s"] for one in said]),
+        ("decode, 1 row", "tokens/s", _rates(tokens, [one["decode_s"] for one in said])),
         (
             f"decode, {rows} rows",
             "tokens/s",
-            [rows * tokens / one["batch_s"] for one in said if one["batch_s"]],
+            _rates(rows * tokens, [one["batch_s"] for one in said]),
         ),
         ("peak memory", "MB", [s.peak_rss / 1e6 for s in samples if s.peak_rss]),
         ("peak anonymous", "MB", [s.peak_anonymous / 1e6 for s in samples if s.peak_anonymous]),
     ]
     return [Figure(name, unit, tuple(values)) for name, unit, values in taken if values]
+
+
+def _rates(count: int, seconds: Sequence[float | None]) -> list[float]:
+    """``count`` a second; a difference of two times that noise made negative tells nothing."""
+    return [count / taken for taken in seconds if taken is not None and taken > 0]

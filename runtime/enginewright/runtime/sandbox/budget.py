@@ -1,7 +1,8 @@
 """What a template's work costs, charged before the work is done.
 
-One unit is about a nanosecond: a character costs 1, an element of a list 32, a step of a loop
-or a call 64. The same template and messages always cost the same, whatever the clock says.
+One unit is about a nanosecond: a character costs 1, to copy a reference 4, an element of a
+list 32, a step of a loop or a call 64. The same template and messages always cost the same,
+whatever the clock says.
 """
 
 from __future__ import annotations
@@ -18,32 +19,17 @@ from jinja2.runtime import Undefined
 
 STEP = 64
 ELEMENT = 32
+REFERENCE = 4
 LARGEST_POWER_BITS = 1 << 16
 _LONGEST_NUMBER = 12
 
-# Functions (filters, tests, methods) that look at a value's elements, not into them.
+# Functions (filters, tests, methods) that take no longer for a larger value.
+_CONSTANT = frozenset(
+    ["attr", "d", "default", "first", "get", "items", "keys", "last", "length", "values"]
+)
+# Functions that look at a value's elements, not into them.
 _SHALLOW = frozenset(
-    [
-        "attr",
-        "copy",
-        "count",
-        "d",
-        "default",
-        "first",
-        "get",
-        "items",
-        "keys",
-        "last",
-        "length",
-        "list",
-        "map",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "select",
-        "selectattr",
-        "values",
-    ]
+    ["copy", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr"]
 )
 # Functions whose result can be as large as the value's size times that of the arguments.
 _MULTIPLYING = frozenset(
@@ -102,14 +88,20 @@ class Budget:
                 stack.extend(item)
         return before - self._left
 
+    def charge_length(self, value: Any, units: int = REFERENCE) -> None:
+        """Charge for every element of the value, not for what they hold."""
+        if _is_sized(value):
+            self.charge(units * len(value))
+
     def charge_function(self, name: str, value: Any, args: tuple[Any, ...]) -> None:
         """Charge for a filter, test or method of ``value``."""
+        self.charge_size(args)
+        if name in _CONSTANT:
+            return
         if name in _SHALLOW:
-            self.charge(ELEMENT * len(value) if _is_sized(value) else 0)
-            self.charge_size(args)
+            self.charge_length(value, ELEMENT)
             return
         size = self.charge_size(value)
-        self.charge_size(args)
         if name in _MULTIPLYING:
             self.charge((1 + size) * _magnitude(args))
         elif name == "format" and isinstance(value, str):
@@ -181,7 +173,7 @@ def _magnitude(value: Any) -> int:
     if isinstance(value, int):
         return abs(value)
     if isinstance(value, Mapping):
-        return sum(map(_magnitude, value.values()))
+        return len(value) + sum(map(_magnitude, value.values()))
     if isinstance(value, (list, tuple)):
-        return sum(map(_magnitude, value))
+        return len(value) + sum(map(_magnitude, value))
     return len(value) if isinstance(value, (str, bytes)) else 0

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 
 from enginewright.runtime.sandbox.budget import STEP, OutOfBoundsError, current_budget
-from enginewright.runtime.sandbox.metering import SIZE_OF, STEPS, check_name, meter
+from enginewright.runtime.sandbox.metering import LENGTH_OF, SIZE_OF, STEPS, check_name, meter
 
 LARGEST_PRECISION = 100
 
@@ -57,7 +57,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         known |= {"round": _bounded_round(known["round"]), "sum": _sum_of_numbers(known["sum"])}
         self.filters = {name: _metered(name, known[name]) for name in _FILTERS.split()}
         self.filters |= {"tojson": _metered("tojson", _to_json)}
-        self.filters |= {SIZE_OF: _charge_size, STEPS: _charge_steps}
+        self.filters |= {SIZE_OF: _charge_size, LENGTH_OF: _charge_length, STEPS: _charge_steps}
         tests: Mapping[str, Any] = self.tests
         self.tests |= {name: _metered(name, tests[name]) for name in _COMPARING_TESTS.split()}
         del self.globals["lipsum"]
@@ -145,6 +145,11 @@ def _charge_steps(units: int) -> bool:
 
 def _charge_size(value: Any) -> Any:
     current_budget().charge_size(value)
+    return value
+
+
+def _charge_length(value: Any) -> Any:
+    current_budget().charge_length(value)
     return value
 
 

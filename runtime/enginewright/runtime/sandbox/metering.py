@@ -13,6 +13,7 @@ from enginewright.runtime.sandbox.budget import STEP
 
 # Filters of the sandbox that charge; names with a space cannot be written in a template.
 SIZE_OF = "size of"
+LENGTH_OF = "length of"
 STEPS = "steps of"
 
 _Body = nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block
@@ -77,7 +78,7 @@ def _concat(node: nodes.Concat) -> nodes.Node:
 
 def _slice(node: nodes.Getitem) -> nodes.Node:
     if isinstance(node.arg, nodes.Slice):
-        node.node = _sized(node.node)
+        node.node = nodes.Filter(node.node, LENGTH_OF, [], [], None, None)
     return node
 
 

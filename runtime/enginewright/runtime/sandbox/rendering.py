@@ -14,7 +14,7 @@ from enginewright.runtime.sandbox.environment import ChatEnvironment, RefusedByT
 from enginewright.runtime.sandbox.metering import iterates_content
 
 LONGEST_SOURCE = 1 << 18
-LEAST_WORK = 1 << 26
+LEAST_WORK = 1 << 24
 WORK_PER_SIZE = 64
 LEAST_OUTPUT = 1 << 20
 OUTPUT_PER_SIZE = 16

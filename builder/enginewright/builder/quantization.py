@@ -1,0 +1,212 @@
+"""Rounding of matrices to blocks of small integers, and carrying of blocks that are stored already.
+
+Blocks run along K; what they mean is in the table of ``weights.py``.
+
+| function      | value                     | block of 32 found by                                  |
+|---------------|---------------------------|-------------------------------------------------------|
+| quantize_int8 | scale * (code - 128)      | the largest magnitude                                 |
+| quantize_int4 | scale * (code - zero)     | a search for the scale and zero of least square error |
+| carry         | as the source stores them | nothing: values are exactly those of the source       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.builder.weights import Blocks, Weight
+from enginewright.runtime.errors import SourceError
+
+BLOCK_SIZE = 32
+MIN_BLOCK_SIZE = 16
+MAX_BLOCK_SIZE = 256
+_CHUNK_VALUES = 1 << 20
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+def block_size_for(inputs: int) -> int | None:
+    """The block size for a matrix of that many inputs; None if no block size divides them."""
+    sizes = (BLOCK_SIZE, MIN_BLOCK_SIZE)
+    return next((size for size in sizes if inputs % size == 0), None)
+
+
+def quantize(weight: Weight, bits: int, name: str) -> Blocks:
+    """A weight [N, K] rounded to 8 or 4 bits, read a few rows at a time."""
+    size = block_size_for(weight.shape[1])
+    assert size is not None, "the caller asks block_size_for first"
+    rounding = quantize_int8 if bits == 8 else quantize_int4
+    step = max(1, 4 * _CHUNK_VALUES // weight.shape[1])
+    parts = []
+    for start in range(0, weight.shape[0], step):
+        values = weight.rows(start, min(start + step, weight.shape[0]))
+        if not np.isfinite([values.min(), values.max()]).all():
+            raise SourceError(
+                f"{name}: holds values that are not finite, so the checkpoint is damaged; "
+                f"fetch it again, or write it anew in float32 or bfloat16"
+            )
+        parts.append(rounding(values, size))
+    return _concatenate(parts)
+
+
+def quantize_int8(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
+    """Symmetric: each block's largest magnitude becomes 127 steps."""
+    blocks = values.reshape(values.shape[0], -1, block_size)
+    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
+    steps = np.rint(blocks * _inverse(scales)[..., None])
+    return Blocks(8, block_size, (steps + 128).astype(np.uint8).reshape(values.shape), scales)
+
+
+def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
+    """Asymmetric: for each block the scale and integer zero of the least square error found."""
+    rows, inputs = values.shape
+    codes = np.empty((rows, inputs), np.uint8)
+    scales = np.empty((rows, inputs // block_size), np.float32)
+    zeros = np.empty(scales.shape, np.uint8)
+    step = max(1, _CHUNK_VALUES // inputs)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        found = _Search(values[part].reshape(-1, block_size))
+        scales[part] = found.scale.reshape(-1, scales.shape[1])
+        zeros[part] = found.zero.astype(np.uint8).reshape(-1, scales.shape[1])
+        codes[part] = found.codes().reshape(-1, inputs)
+    return Blocks(4, block_size, codes, scales, zeros)
+
+
+class _Search:
+    """The best 4-bit grid for each of many blocks [M, size].
+
+    For the integers q that a trial gives, the best scale is <w, q> / <q, q>, and the squared error
+    is then |w|^2 - <w, q>^2 / <q, q>: so the trial with the largest last term is kept.
+    """
+
+    def __init__(self, blocks: NDArray[np.float32]) -> None:
+        self._blocks = blocks
+        self.scale = np.zeros(len(blocks), np.float32)
+        self.zero = np.zeros(len(blocks), np.float32)
+        self._gain = np.full(len(blocks), -1, np.float32)
+        low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
+        for shrink in _SHRINKS:
+            inverse = _inverse((high - low) * np.float32(shrink / 15))
+            # Clipping is taken from both ends alike, so the zero stays where it was.
+            self._try(inverse, np.clip(np.rint(-low * inverse * np.float32(shrink)), 0, 15))
+        for shift in (-1, 1):
+            self._try(_inverse(self.scale), np.clip(self.zero + np.float32(shift), 0, 15))
+        for _ in range(2):
+            self._try(_inverse(self.scale), self.zero)
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The blocks on the grid that was found."""
+        steps = self._steps(_inverse(self.scale), self.zero)
+        return (steps + self.zero[:, None]).astype(np.uint8)
+
+    def _try(self, inverse: NDArray[np.float32], zero: NDArray[np.float32]) -> None:
+        steps = self._steps(inverse, zero)
+        along = np.einsum("mk,mk->m", self._blocks, steps)
+        square = np.einsum("mk,mk->m", steps, steps)
+        scale = along * _inverse(square)
+        better = scale * along > self._gain
+        self.scale[better], self.zero[better] = scale[better], zero[better]
+        self._gain[better] = (scale * along)[better]
+
+    def _steps(
+        self, inverse: NDArray[np.float32], zero: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        steps = self._blocks * inverse[:, None]
+        np.rint(steps, out=steps)
+        return np.clip(steps, -zero[:, None], (15 - zero)[:, None], out=steps)
+
+
+def carry(weight: Weight, bits: int) -> Blocks | None:
+    """The blocks that the source stores, in the 4 or 8 bits asked for, with unchanged values.
+
+    None if there are none, if they have more bits, or if no block size from 16 to 256 expresses
+    them; also for 4-bit blocks with floating offsets asked for in 8 bits, whose product costs more
+    than the 8 bits gain.
+    """
+    stored = weight.blocks()
+    return None if stored is None else fit(stored, bits)
+
+
+def fit(stored: Blocks, bits: int) -> Blocks | None:
+    """The same values in the given bits and a block size that engines take; see ``carry``."""
+    size = min(stored.block_size & -stored.block_size, MAX_BLOCK_SIZE)
+    if stored.bits > bits or size < MIN_BLOCK_SIZE:
+        return None
+    if stored.bits < bits and bits == 8 and stored.offsets is not None:
+        return None
+    return _centre(_widen(_split(stored, size), bits))
+
+
+def _split(stored: Blocks, size: int) -> Blocks:
+    """Smaller blocks that repeat the scale of the block they come from."""
+    times = stored.block_size // size
+    if times == 1:
+        return stored
+    repeated = [
+        None if part is None else np.repeat(part, times, axis=1)
+        for part in (stored.scales, stored.zero_points, stored.offsets)
+    ]
+    assert repeated[0] is not None
+    return Blocks(stored.bits, size, stored.codes, repeated[0], *repeated[1:])  # type: ignore[arg-type]
+
+
+def _widen(stored: Blocks, bits: int) -> Blocks:
+    """The same steps from zero in more bits, the zero of each block in the middle."""
+    if stored.bits == bits:
+        return stored
+    zero: NDArray[np.int16] | int = 1 << (stored.bits - 1)
+    if stored.zero_points is not None:
+        zero = np.repeat(stored.zero_points.astype(np.int16), stored.block_size, axis=1)
+    steps = stored.codes.astype(np.int16) - zero
+    codes = (steps + (1 << (bits - 1))).astype(np.uint8)
+    return Blocks(bits, stored.block_size, codes, stored.scales, None, stored.offsets)
+
+
+def _centre(stored: Blocks) -> Blocks:
+    """With offsets: zero points in the middle, wherever float32 holds the new offset exactly.
+
+    Engines round activations to 8 bits and multiply them by (code - zero): the smaller those are,
+    the less of that rounding reaches the product.
+    """
+    if stored.offsets is None:
+        return stored
+    middle = 1 << (stored.bits - 1)
+    zeros = np.full(stored.scales.shape, middle, np.uint8)
+    before = zeros if stored.zero_points is None else stored.zero_points
+    shift = stored.scales.astype(np.float64) * (middle - before.astype(np.float64))
+    offsets = (shift + stored.offsets).astype(np.float32)
+    exact = offsets - shift == stored.offsets
+    if exact.all():
+        return Blocks(stored.bits, stored.block_size, stored.codes, stored.scales, None, offsets)
+    return Blocks(
+        stored.bits,
+        stored.block_size,
+        stored.codes,
+        stored.scales,
+        np.where(exact, zeros, before),
+        np.where(exact, offsets, stored.offsets),
+    )
+
+
+def _inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / x, and 0 where that is not finite: a block of zeros, or one too small to matter."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / values
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def _concatenate(parts: list[Blocks]) -> Blocks:
+    """Blocks of consecutive rows, as one of these roundings made them."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(pick: Callable[[Blocks], NDArray[np.uint8] | None]) -> NDArray[np.uint8] | None:
+        arrays = [array for part in parts if (array := pick(part)) is not None]
+        return np.concatenate(arrays) if arrays else None
+
+    codes = np.concatenate([part.codes for part in parts])
+    scales = np.concatenate([part.scales for part in parts])
+    first = parts[0]
+    return Blocks(first.bits, first.block_size, codes, scales, joined(lambda p: p.zero_points))

@@ -1,0 +1,55 @@
+"""Models of the hub: fetched at a commit where it is reachable, a clear error where it is not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import transformers
+
+from enginewright.builder.recipe import SourceSpec
+from enginewright.builder.source import open_source
+from enginewright.runtime.errors import SourceError
+
+COMMIT = "0123456789" * 4
+SPEC = SourceSpec(hub="someone/tiny", revision=COMMIT)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub's cache of one's own, and a hub at a loopback port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path
+
+
+def test_a_hub_that_cannot_be_reached(empty_cache: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be reached") as caught:
+        open_source(SPEC)
+    assert "someone/tiny" in str(caught.value)
+    assert "source.path" in str(caught.value)
+
+
+def test_what_the_cache_holds_needs_no_hub(
+    empty_cache: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=260,
+    )
+    make_checkpoint(empty_cache / "models--someone--tiny/snapshots" / COMMIT, config)
+    source = open_source(SPEC)
+    assert (source.kind, source.reference, source.revision) == ("hub", "someone/tiny", COMMIT)
+    assert source.weight("lm_head.weight").shape == (260, 32)
