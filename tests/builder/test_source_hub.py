@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -37,6 +40,38 @@ def test_a_hub_that_cannot_be_reached(empty_cache: Path) -> None:
         open_source(SPEC)
     assert "someone/tiny" in str(caught.value)
     assert "source.path" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [404, 401, 500])
+def test_a_hub_that_refuses(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with answering(status) as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with pytest.raises(SourceError, match=rf"someone/tiny@{COMMIT}.*{status}"):
+            open_source(SPEC)
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server on a loopback port that answers every request with a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_what_the_cache_holds_needs_no_hub(

@@ -196,6 +196,23 @@ def test_gptq_by_activation_order(plain: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(blocks.dequantize(), matrix.values()[:, order])
 
 
+def test_a_short_last_group_is_exact_but_has_no_blocks(plain: Path, tmp_path: Path) -> None:
+    def short(matrix: Quantized) -> dict[str, NDArray[Any]]:
+        inputs = matrix.codes.shape[1]
+        count = -(-inputs // 20)
+        groups = np.arange(inputs, dtype=np.int32) // 20
+        scales = np.resize(matrix.scales, (count, matrix.codes.shape[0]))
+        zeros = np.resize(matrix.zeros, scales.shape)
+        made[matrix.codes.shape] = Quantized(matrix.codes, scales, zeros, groups)
+        return gptq_tensors(made[matrix.codes.shape])
+
+    made: dict[tuple[int, ...], Quantized] = {}
+    quantize(plain, tmp_path, {**GPTQ, "group_size": 20}, short)
+    weight = opened(tmp_path).weight(f"{MODULE}.weight")
+    np.testing.assert_array_equal(weight.numpy(), made[weight.shape].values())
+    assert weight.blocks() is None
+
+
 @pytest.mark.parametrize(("settings", "pack"), CASES[:1] + CASES[3:4])
 def test_the_reference_computes_with_exactly_these_weights(
     plain: Path, tmp_path: Path, settings: dict[str, Any], pack: Pack

@@ -37,7 +37,7 @@ def spec(sha256: str = "0" * 64, package: str = "tiny-model") -> SourceSpec:
 
 
 def test_a_package_that_is_not_installed_says_how_to_get_it() -> None:
-    with pytest.raises(SourceError, match="pip install --no-deps 'no-such-model==1.2'"):
+    with pytest.raises(SourceError, match=r"pip install --no-deps 'no-such-model==1\.2'"):
         open_source(spec(package="no-such-model"))
 
 

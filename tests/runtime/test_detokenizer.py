@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from os.path import commonprefix
@@ -33,35 +32,38 @@ LLAMA_DECODER = [
 ]
 
 
-def trained_byte_level() -> Backend:
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def grown(alphabet: Sequence[str], words: Sequence[str]) -> models.BPE:
+    """A vocabulary of letters and of the beginnings of words, each grown by one letter."""
+    vocabulary = list(alphabet)
+    merges = []
+    for word in words:
+        for end in range(1, len(word)):
+            if word[: end + 1] not in vocabulary:
+                vocabulary.append(word[: end + 1])
+                merges.append((word[:end], word[end]))
+    ids = {token: at for at, token in enumerate(vocabulary)}
+    return models.BPE(ids, merges, byte_fallback=BYTES[0] in ids, unk_token=None)
+
+
+def byte_level() -> Backend:
+    """Some tokens end inside a character, and one begins there."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = [split.pre_tokenize_str(word)[0][0] for word in (" the", " dog", "日本", "🙂🙂", "  ")]
+    words.append(split.pre_tokenize_str("字漢")[0][0][1:])
+    backend = Backend(grown(sorted(pre_tokenizers.ByteLevel.alphabet()), words))
+    backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(CORPUS, trainer)
     return backend
 
 
-def trained_byte_fallback(decoder: Any, prefix: str) -> Backend:
+def byte_fallback(decoder: Any, prefix: str) -> Backend:
     """Like SentencePiece's: ▁ for spaces, and bytes for what the vocabulary lacks."""
-    backend = Backend(models.BPE())
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(prefix), normalizers.Replace(" ", "▁")]
-        if prefix
-        else [normalizers.Replace(" ", "▁")]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>", *BYTES], show_progress=False, limit_alphabet=60
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    state = json.loads(backend.to_str())
-    state["model"] |= {"byte_fallback": True, "unk_token": "<unk>"}
-    # As in real vocabularies: bytes are tokens of the model, not special.
-    state["added_tokens"] = []
-    backend = Backend.from_str(json.dumps(state))
+    letters = sorted(set("▁abcdeghijklnoprstuvwxyz.,日本é" + REPLACEMENT))
+    words = ["▁the", "▁dog", "▁▁▁", "日本", "▁日", "s.", "é▁"]
+    backend = Backend(grown([*BYTES, *letters], words))
+    steps = [normalizers.Replace(" ", "▁")]
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(prefix)] * bool(prefix) + steps)
     backend.decoder = decoder
-    backend.add_tokens([REPLACEMENT, "▁", "▁▁"])
     return backend
 
 
@@ -92,13 +94,16 @@ def without_decoder() -> Backend:
 
 
 BUILDERS = {
-    "byte level": trained_byte_level,
-    "llama": lambda: trained_byte_fallback(decoders.Sequence(LLAMA_DECODER), "▁"),
-    "gemma": lambda: trained_byte_fallback(decoders.Sequence(LLAMA_DECODER[:3]), ""),
-    "metaspace": lambda: trained_byte_fallback(
+    "byte level": byte_level,
+    "llama": lambda: byte_fallback(decoders.Sequence(LLAMA_DECODER), "▁"),
+    "gemma": lambda: byte_fallback(decoders.Sequence(LLAMA_DECODER[:3]), ""),
+    "strip two": lambda: byte_fallback(
+        decoders.Sequence([*LLAMA_DECODER[:3], decoders.Strip(" ", 2, 0)]), "▁▁"
+    ),
+    "metaspace": lambda: byte_fallback(
         decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]), "▁"
     ),
-    "metaspace alone": lambda: trained_byte_fallback(decoders.Metaspace(), "▁"),
+    "metaspace alone": lambda: byte_fallback(decoders.Metaspace(), "▁"),
     "word piece": word_piece,
     "end of word": end_of_word,
     "no decoder": without_decoder,
@@ -109,13 +114,13 @@ BUILDERS = {
 def tokenizer_of(kind: str) -> Tokenizer:
     backend = BUILDERS[kind]()
     backend.add_special_tokens(["<s>", "<|end|>"])
-    added = [AddedToken("<think>", special=False), AddedToken("é", special=False), "漢 x"]
-    backend.add_tokens(added)
+    added = ("<think>", "é", "漢 x")
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     return Tokenizer(backend)
 
 
 KINDS = st.sampled_from(list(BUILDERS))
-IDS = st.lists(st.integers(0, 420), max_size=24)
+IDS = st.lists(st.integers(0, 330) | st.integers(256, 330), max_size=24)
 ALPHABET = "ab é漢🙂\n" + REPLACEMENT
 
 
@@ -151,6 +156,26 @@ def test_stream_goes_on_from_the_prompt(
     tokenizer = tokenizer_of(kind)
     parts = streamed(tokenizer, ids, skip_special_tokens=skip, prompt_token_ids=prompt)
     assert "".join(parts) == continuation(tokenizer, prompt, ids, skip)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_added_tokens_between_words(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    added = list(tokenizer.backend.get_added_tokens_decoder())
+    words = tokenizer.encode("the dog", add_special_tokens=False)
+    ids = [id_ for token in added for id_ in (token, *words, token, token)]
+    for skip in (True, False):
+        parts = streamed(tokenizer, ids, skip_special_tokens=skip)
+        assert "".join(parts) == tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("kind", ["llama", "strip two", "metaspace"])
+@settings(max_examples=100)
+@given(words=st.lists(st.sampled_from(["▁", "▁▁", "▁the", "d", "<0x20>", "<s>"]), max_size=8))
+def test_spaces_at_the_start(kind: str, words: list[str]) -> None:
+    tokenizer = tokenizer_of(kind)
+    ids = [id_ for word in words if (id_ := tokenizer.token_to_id(word)) is not None]
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -219,8 +244,16 @@ def test_work_does_not_grow_with_the_text(kind: str, monkeypatch: pytest.MonkeyP
     space, special = tokenizer.token_to_id("▁"), tokenizer.token_to_id("<s>")
     assert space is not None
     assert special is not None
+    literal = tokenizer.token_to_id(REPLACEMENT)
+    assert literal is not None
     word = tokenizer.encode("dog", add_special_tokens=False)
-    for run in ([space], [special], [*word], [*byte_ids(tokenizer, "🙂".encode()), *word]):
+    for run in (
+        [space],
+        [special],
+        [literal],
+        [*word],
+        [*byte_ids(tokenizer, "🙂".encode()), *word],
+    ):
         seen.clear()
         tokens = (run * 400)[:400]
         streamed(tokenizer, tokens)
@@ -311,6 +344,15 @@ def test_a_stop_string_ends_at_its_own_token() -> None:
         assert (text, detokenizer.stop_reason) == ("dog", "\n")
 
 
+def test_half_a_character_is_no_stop_string() -> None:
+    tokenizer = tokenizer_of("llama")
+    detokenizer = IncrementalDetokenizer(tokenizer, (REPLACEMENT,))
+    for token in byte_ids(tokenizer, "🙂".encode()):
+        detokenizer.push(token)
+    assert detokenizer.finish() == "🙂"
+    assert detokenizer.stop_reason is None
+
+
 def test_a_stop_string_that_is_held_back_when_the_text_ends() -> None:
     tokenizer = tokenizer_of("byte level")
     half = byte_ids(tokenizer, "é".encode())[:1]
@@ -329,6 +371,18 @@ def test_stop_strings_do_not_count_before_min_tokens() -> None:
     begun = IncrementalDetokenizer(tokenizer, ("aa",), min_tokens=2)
     text = "".join(begun.push(token) for token in byte_ids(tokenizer, b"aaa"))
     assert (text, begun.stop_reason) == ("a", "aa")
+
+
+def test_exempt_text_is_held_back_only_for_a_stop_that_it_begins() -> None:
+    scanner = StopScanner(("ab", "xyzab", "abyy"), False)
+    assert scanner.scan("ab", exempt=True) == ""
+    assert scanner.scan("z") == "abz"
+    other = StopScanner(("ab", "xyzab"), False)
+    assert other.scan("ab", exempt=True) == "ab"
+    third = StopScanner(("ab", "xabyy"), False)
+    assert third.scan("xab", exempt=True) == ""
+    assert third.scan("z") == "xabz"
+    assert third.found is None
 
 
 def test_nothing_may_follow_the_end() -> None:

@@ -180,6 +180,7 @@ def test_stop_tokens_outside_the_vocabulary_are_refused() -> None:
 def test_min_tokens_must_leave_a_token() -> None:
     with pytest.raises(SamplingParamsError, match="min_tokens=1 leaves no token"):
         sampler(2, eos=(0, 1), min_tokens=1)
+    assert sampler(2, eos=(0, 1)).sample(LOGITS[:2], []).token_id in (0, 1)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

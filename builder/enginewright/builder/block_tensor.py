@@ -1,12 +1,12 @@
 """Block-quantized matrices as initializers, computed only when the target writes them.
 
-| part        | shape                             | dtype   | layout                                   |
-|-------------|-----------------------------------|---------|------------------------------------------|
-| codes       | [N, K / block, block * bits / 8]  | uint8   | 4 bits: of each byte the low half first  |
-| table       | [N, K * bits / 8]                 | uint8   | the same bytes, as an embedding is read  |
-| scales      | [N, K / block]                    | float32 |                                          |
-| zero_points | [N, ceil(K / block * bits / 8)]   | uint8   | packed along a row like codes            |
-| offsets     | [N, K / block]                    | float32 |                                          |
+| part        | shape                            | dtype   | layout                                |
+|-------------|----------------------------------|---------|---------------------------------------|
+| codes       | [N, K / block, block * bits / 8] | uint8   | 4 bits: low half of a byte first      |
+| table       | [N, K * bits / 8]                | uint8   | the same bytes, for an embedding      |
+| scales      | [N, K / block]                   | float32 |                                       |
+| zero_points | [N, ceil(K / block * bits / 8)]  | uint8   | packed along a row like codes         |
+| offsets     | [N, K / block]                   | float32 |                                       |
 
 These are the layouts of ``MatMulNBits`` and ``GatherBlockQuantized``.
 """
@@ -28,8 +28,7 @@ from enginewright.builder.weights import Blocks
 class BlockForm:
     """What is known of a matrix in blocks before it is computed."""
 
-    rows: int
-    inputs: int
+    matrix: tuple[int, int]
     bits: int
     block_size: int
     zero_points: bool
@@ -38,12 +37,22 @@ class BlockForm:
     @staticmethod
     def of(blocks: Blocks) -> BlockForm:
         return BlockForm(
-            *blocks.codes.shape,
+            blocks.codes.shape,
             blocks.bits,
             blocks.block_size,
             blocks.zero_points is not None,
             blocks.offsets is not None,
         )
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.matrix[0]
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return self.matrix[1]
 
     @property
     def blocks(self) -> int:
@@ -122,7 +131,7 @@ class BlockTensor(ir.TensorProtocol):
 
     @property
     def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
+        return self.size * (4 if self.dtype is ir.DataType.FLOAT else 1)
 
     def numpy(self) -> Any:
         return self._lazy.part(self._part)

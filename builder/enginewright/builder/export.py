@@ -103,11 +103,12 @@ def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The module with buffers computed and parameters allocated but never written."""
     with no_init_weights():
         # from_config writes the attention implementation into the config that it is given.
-        module = AutoModelForCausalLM.from_config(
+        module: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=torch.float32
         )
     module.tie_weights()
-    return module.eval()
+    module.train(False)
+    return module
 
 
 class _StepState:
@@ -293,10 +294,10 @@ def _detach(graph: ir.Graph, module: nn.Module) -> dict[str, str]:
         first_name.setdefault(id(parameter), name)
     owners = {}
     for traced, value in graph.initializers.items():
-        parameter = parameters.get(traced.removeprefix("model."))
-        if parameter is not None:
-            owners[traced] = first_name[id(parameter)]
+        found = parameters.get(traced.removeprefix("model."))
+        if found is not None:
+            owners[traced] = first_name[id(found)]
             value.const_value = ir.ExternalTensor(
-                "weights", 0, 0, ir.DataType.FLOAT, shape=ir.Shape(parameter.shape), name=traced
+                "weights", 0, 0, ir.DataType.FLOAT, shape=ir.Shape(found.shape), name=traced
             )
     return owners

@@ -2,11 +2,11 @@
 
 Blocks run along K; what they mean is in the table of ``weights.py``.
 
-| function      | value                     | block of 32 found by                                  |
-|---------------|---------------------------|-------------------------------------------------------|
-| quantize_int8 | scale * (code - 128)      | the largest magnitude                                 |
-| quantize_int4 | scale * (code - zero)     | a search for the scale and zero of least square error |
-| carry         | as the source stores them | nothing: values are exactly those of the source       |
+| function      | value                     | found by                                             |
+|---------------|---------------------------|------------------------------------------------------|
+| quantize_int8 | scale * (code - 128)      | the largest magnitude of each block                  |
+| quantize_int4 | scale * (code - zero)     | a search for the scale and zero of the least squares |
+| carry         | as the source stores them | nothing: the values are exactly those of the source  |
 """
 
 from __future__ import annotations
@@ -51,11 +51,17 @@ def quantize(weight: Weight, bits: int, name: str) -> Blocks:
 
 
 def quantize_int8(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
-    """Symmetric: each block's largest magnitude becomes 127 steps."""
+    """Asymmetric: the 255 steps of a block span its values, with an integer zero among them."""
     blocks = values.reshape(values.shape[0], -1, block_size)
-    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
-    steps = np.rint(blocks * _inverse(scales)[..., None])
-    return Blocks(8, block_size, (steps + 128).astype(np.uint8).reshape(values.shape), scales)
+    low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
+    scales = (high - low) / np.float32(255)
+    inverse = _inverse(scales)
+    zeros = np.rint(-low * inverse)
+    codes = np.clip(np.rint(blocks * inverse[..., None]) + zeros[..., None], 0, 255)
+    shape = values.shape
+    return Blocks(
+        8, block_size, codes.astype(np.uint8).reshape(shape), scales, zeros.astype(np.uint8)
+    )
 
 
 def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
@@ -118,25 +124,26 @@ class _Search:
         return np.clip(steps, -zero[:, None], (15 - zero)[:, None], out=steps)
 
 
-def carry(weight: Weight, bits: int) -> Blocks | None:
-    """The blocks that the source stores, in the 4 or 8 bits asked for, with unchanged values.
+def carry(weight: Weight, *bits: int) -> Blocks | None:
+    """The blocks that the source stores, values unchanged, in the first of the bits that fit."""
+    return fit(weight.blocks(), *bits)
 
-    None if there are none, if they have more bits, or if no block size from 16 to 256 expresses
-    them; also for 4-bit blocks with floating offsets asked for in 8 bits, whose product costs more
-    than the 8 bits gain.
+
+def fit(stored: Blocks | None, *bits: int) -> Blocks | None:
+    """The same values in 4 or 8 bits, and in a block size that engines take.
+
+    None if there are more bits, or if no block size from 16 to 256 expresses them; also for blocks
+    of few bits with floating offsets in 8 bits, whose second product costs more than the 8 bits
+    gain.
     """
-    stored = weight.blocks()
-    return None if stored is None else fit(stored, bits)
-
-
-def fit(stored: Blocks, bits: int) -> Blocks | None:
-    """The same values in the given bits and a block size that engines take; see ``carry``."""
+    if stored is None:
+        return None
     size = min(stored.block_size & -stored.block_size, MAX_BLOCK_SIZE)
-    if stored.bits > bits or size < MIN_BLOCK_SIZE:
+    most = 4 if stored.offsets is not None and stored.bits <= 4 else 8
+    taken = next((count for count in bits if stored.bits <= count <= most), None)
+    if taken is None or size < MIN_BLOCK_SIZE:
         return None
-    if stored.bits < bits and bits == 8 and stored.offsets is not None:
-        return None
-    return _centre(_widen(_split(stored, size), bits))
+    return _centre(_widen(_split(stored, size), taken))
 
 
 def _split(stored: Blocks, size: int) -> Blocks:

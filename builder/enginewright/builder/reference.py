@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def make_reference(model: PreTrainedModel, tokenizer: Tokenizer, max_context: in
 
 
 def _data(name: str) -> str:
-    return resources.files("enginewright.builder").joinpath("data", name).read_text("utf-8")
+    return (Path(__file__).parent / "data" / name).read_text("utf-8")
 
 
 def _prompts(tokenizer: Tokenizer) -> list[list[int]]:

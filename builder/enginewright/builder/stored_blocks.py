@@ -48,40 +48,66 @@ class Storage:
         self._precision = precision
         self._layers = layers
         self._latest = Latest()
-        self._known: dict[tuple[int, tuple[int, ...]], tuple[Matrix, ...] | None] = {}
+        self._known: dict[tuple[int, tuple[int, ...]], tuple[Matrix, ...]] = {}
 
-    def of_layer(self, weight: Weight, name: str) -> tuple[Matrix, ...] | None:
-        """The weight of a Linear as one matrix or several, one below the other; None: no blocks."""
+    def of_layer(self, weight: Weight, name: str) -> tuple[Matrix, ...]:
+        """The weight of a Linear: one matrix, or several one below the other; none: no blocks."""
         if self._precision == "int8":
             return self._of(weight, name, (8,))
-        carried = self._stored_in(weight, (4,))
-        return self._of(weight, name, (4, 8) if not carried and self._source_has_int4 else (4,))
+        return self._of(weight, name, (4, 8) if self._source_has_int4 else (4,))
 
-    def of_vocabulary(self, weight: Weight, name: str) -> tuple[Matrix, ...] | None:
+    def of_vocabulary(self, weight: Weight, name: str) -> tuple[Matrix, ...]:
         """The same for the embedding or the head."""
         return self._of(weight, name, (8,) if self._precision == "int8" else (4, 8))
 
     @cached_property
     def _source_has_int4(self) -> bool:
-        return any(self._stored_in(weight, (4,)) for weight in self._layers)
+        parts = (part for weight in self._layers for part in _parts(weight))
+        return any(_carried(part, (4,)) is not None for part in parts)
 
-    def _stored_in(self, weight: Weight, bits: tuple[int, ...]) -> bool:
-        return any(_carried(part, bits) is not None for part in _parts(weight))
-
-    def _of(self, weight: Weight, name: str, bits: tuple[int, ...]) -> tuple[Matrix, ...] | None:
+    def _of(self, weight: Weight, name: str, bits: tuple[int, ...]) -> tuple[Matrix, ...]:
         key = (id(weight), bits)
         if key not in self._known:
             self._known[key] = self._decide(weight, name, bits)
         return self._known[key]
 
-    def _decide(
-        self, weight: Weight, name: str, bits: tuple[int, ...]
-    ) -> tuple[Matrix, ...] | None:
-        whole = self._matrix(weight, name, bits)
-        if whole is not None and (whole.carried or not self._stored_in(weight, bits)):
-            return None
-        return None
+    def _decide(self, weight: Weight, name: str, bits: tuple[int, ...]) -> tuple[Matrix, ...]:
+        carried = _carried(weight, bits)
+        if carried is not None:
+            form = BlockForm.of(carried[0])
+            return (Matrix(self._lazy(form, lambda: _again(weight, bits)), carried[1]),)
+        parts = _parts(weight)
+        if len(parts) > 1 and any(_carried(part, bits) is not None for part in parts):
+            each = [self._of(part, name, bits) for part in parts]
+            return tuple(matrix for some in each for matrix in some) if all(each) else ()
+        size = quantization.block_size_for(weight.shape[1])
+        if size is None:
+            return ()
+        matrix = (weight.shape[0], weight.shape[1])
+        form = BlockForm(matrix, bits[-1], size, zero_points=True, offsets=False)
+        return (Matrix(self._lazy(form, lambda: quantization.quantize(weight, bits[-1], name))),)
+
+    def _lazy(self, form: BlockForm, compute: Callable[[], Blocks]) -> LazyBlocks:
+        return LazyBlocks(form, compute, self._latest)
 
 
 def _parts(weight: Weight) -> tuple[Weight, ...]:
     return weight.parts if isinstance(weight, StackedWeight) else (weight,)
+
+
+def _carried(
+    weight: Weight, bits: tuple[int, ...]
+) -> tuple[Blocks, NDArray[np.intp] | None] | None:
+    """The blocks that the source stores, and the order of inputs that they have."""
+    blocks = quantization.carry(weight, *bits)
+    if blocks is not None:
+        return blocks, None
+    ordered = weight.ordered_blocks() if isinstance(weight, Reordered) else None
+    fitted = None if ordered is None else quantization.fit(ordered[0], *bits)
+    return None if ordered is None or fitted is None else (fitted, ordered[1])
+
+
+def _again(weight: Weight, bits: tuple[int, ...]) -> Blocks:
+    carried = _carried(weight, bits)
+    assert carried is not None, "a source gives the same blocks each time"
+    return carried[0]

@@ -35,7 +35,7 @@ class WeightTensor(ir.TensorProtocol):
         return self.weight.numpy()
 
     def tobytes(self) -> bytes:
-        return self.numpy().tobytes()
+        return bytes(self.weight.numpy().tobytes())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(self.numpy(), dtype=dtype)

@@ -45,7 +45,7 @@ def number(value: float) -> str:
 def say(text: str) -> None:
     """Write a model's text at once. In a terminal, control characters are made harmless there."""
     shown = text.translate(_HARMLESS) if sys.stdout.isatty() else text
-    click.echo(shown, nl=False)
+    click.echo(shown, nl=False, color=True)  # else click takes escape sequences out
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:

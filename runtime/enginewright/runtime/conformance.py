@@ -207,7 +207,7 @@ def _greedy(llm: LLM, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _distributions(llm: LLM, reference: Reference) -> dict[str, float]:
+def _distributions(llm: LLM, reference: Reference) -> dict[str, Any]:
     logprobs = []
     kls, top1, topk = [], [], []
     per_window = reference.text_ids.shape[1] - 1
@@ -250,11 +250,13 @@ def _kl(reference: Floats, ours: Floats) -> Floats:
     rest_p = np.maximum(1 - p.sum(axis=1), 0)
     rest_q = np.maximum(1 - q.sum(axis=1), floor)
     rest = np.where(rest_p > floor, rest_p * np.log(np.maximum(rest_p, floor) / rest_q), 0)
-    return np.maximum(listed + rest, 0).astype(np.float32)
+    divergence: Floats = np.maximum(listed + rest, 0).astype(np.float32)
+    return divergence
 
 
 def _overlap(ours: NDArray[np.int64], theirs: NDArray[np.int32]) -> NDArray[np.float64]:
-    return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+    shared: NDArray[np.float64] = (ours[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+    return shared
 
 
 def _best(values: Floats, k: int) -> NDArray[np.int64]:
@@ -268,4 +270,5 @@ def log_softmax(logits: Floats) -> Floats:
     """Log probabilities of each row, float32, summed in float64."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return (shifted - np.log(total)).astype(np.float32)
+    logprobs: Floats = (shifted - np.log(total)).astype(np.float32)
+    return logprobs

@@ -186,8 +186,9 @@ def _evaluate(value: ir.Value, positions: int) -> NDArray[np.float32] | None:
         return None
     ids = np.arange(positions, dtype=np.int64)[None]
     feeds = {"positions": ids, "input_ids": ids, "past_lengths": np.zeros(1, np.int32)}
+    wanted = {name: feeds[name] for x in inputs if (name := x.name) is not None}
     model = _subgraph(value, nodes, inputs)
-    (table,) = ReferenceEvaluator(model).run(None, {x.name: feeds[x.name or ""] for x in inputs})
+    (table,) = ReferenceEvaluator(model).run(None, wanted)
     table = np.asarray(table, np.float32).reshape(positions, -1)
     half = table.shape[1] // 2
     if not np.array_equal(table[:, :half], table[:, half:]):
@@ -198,8 +199,8 @@ def _evaluate(value: ir.Value, positions: int) -> NDArray[np.float32] | None:
 def _subgraph(value: ir.Value, nodes: set[ir.Node], inputs: set[ir.Value]) -> onnx.ModelProto:
     graph = value.producer().graph  # type: ignore[union-attr]
     assert graph is not None
-    constants = {
-        operand.name: operand.const_value
+    constants: dict[str, ir.TensorProtocol] = {
+        operand.name or "": operand.const_value
         for node in nodes
         for operand in node.inputs
         if operand is not None and operand.producer() is None and operand.const_value is not None
@@ -208,7 +209,7 @@ def _subgraph(value: ir.Value, nodes: set[ir.Node], inputs: set[ir.Value]) -> on
         [ir.to_proto(node) for node in graph if node in nodes],
         "rotary",
         [ir.to_proto(x) for x in sorted(inputs, key=lambda x: x.name or "")],
-        [onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None)],
+        [onnx.helper.make_tensor_value_info(value.name or "", onnx.TensorProto.FLOAT, None)],
         [
             onnx.numpy_helper.from_array(np.asarray(tensor.numpy()), name)
             for name, tensor in constants.items()

@@ -81,7 +81,7 @@ def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     value.const_value = tensor
     graph.initializers.add(value)
     return value

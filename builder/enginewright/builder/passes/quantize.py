@@ -19,18 +19,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from enginewright.builder import linear
 from enginewright.builder.block_tensor import BlockTensor
-from enginewright.builder.passes.match import (
-    MICROSOFT,
-    constant_value,
-    insert_before,
-    replace,
-)
-from enginewright.builder.passes.stored_blocks import Matrix, Storage
-from enginewright.builder.weight_tensor import initializer, weight_of
+from enginewright.builder.passes.match import MICROSOFT, constant_value, insert_before, replace
+from enginewright.builder.stored_blocks import Matrix, Storage
+from enginewright.builder.weight_tensor import weight_of
 
 PRECISIONS = ("fp32", "int8", "int4")
 # Activations are rounded to 8 bits in blocks of the weight's size: products of integers.
@@ -42,6 +36,7 @@ def quantize(model: ir.Model, precision: str) -> None:
     assert precision in PRECISIONS
     graph = model.graph
     linears = [node for node in graph if node.op_type == linear.OP_TYPE]
+    graph.opset_imports.setdefault(MICROSOFT, 1)
     if precision == "fp32":
         for node in linears:
             _swap(node, _fp32(node))
@@ -76,10 +71,14 @@ def _fp32(node: ir.Node) -> list[ir.Node]:
 
 def _swap(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
     """Put the nodes in the place of one; the last one's output is the result."""
-    assert node.graph is not None
+    graph, operands = node.graph, node.inputs
+    assert graph is not None
     insert_before(node, nodes)
     replace(node.outputs, nodes[-1].outputs)
-    node.graph.remove(node, safe=True)
+    graph.remove(node, safe=True)
+    for value in operands:
+        if value is not None and value.is_initializer() and not value.uses():
+            del graph.initializers[value.name or ""]
 
 
 class _Lowering:
@@ -89,18 +88,57 @@ class _Lowering:
         self._graph = graph
         self._storage = storage
         self._sums: dict[tuple[int, int], ir.Value] = {}
+        self._values: dict[tuple[int, str], ir.Value] = {}
 
     def linear(self, node: ir.Node, *, is_head: bool) -> None:
-        weight = weight_of(node.inputs[1])
-        stored = None if weight is None else self._storage.of_linear(weight, is_head=is_head)
-        if stored is None:
-            _swap(node, _fp32(node))
-            return
+        value = node.inputs[1]
+        weight = weight_of(value)
+        assert value is not None
+        name = value.name or ""
+        choose = self._storage.of_vocabulary if is_head else self._storage.of_layer
+        stored = () if weight is None else choose(weight, name)
         bias = node.inputs[2] if len(node.inputs) == 3 else None
-        name = node.inputs[1].name or ""  # type: ignore[union-attr]
-        if len(stored) == 1:
-            _swap(node, self._product(node, stored[0], name, bias))
+        if not stored:
+            nodes = _fp32(node)
+        elif len(stored) == 1:
+            nodes = self._product(node, stored[0], name, bias)
+        else:
+            nodes = self._stacked(node, stored, name, bias)
+        _swap(node, nodes)
+
+    def embedding(self, node: ir.Node) -> None:
+        """Only the tokens' table: one of positions is small, and read by the row as well."""
+        table, ids = node.inputs
+        weight = weight_of(table)
+        if table is None or ids is None or weight is None or not ids.is_graph_input():
             return
+        name = table.name or ""
+        stored = self._storage.of_vocabulary(weight, name)
+        if len(stored) == 1 and stored[0].order is None:
+            _swap(node, self._gathered(stored[0], name, ids))
+
+    def _gathered(self, matrix: Matrix, name: str, ids: ir.Value) -> list[ir.Node]:
+        form = matrix.lazy.form
+        codes, scales, *zeros = self._operands(matrix, name, "table")
+        attributes = {"bits": form.bits, "block_size": form.block_size}
+        attributes |= {"gather_axis": 0, "quantize_axis": 1}
+        operands = [codes, ids, scales, *zeros]
+        nodes = [ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT)]
+        if form.offsets:
+            offsets = self._part(matrix, "offsets", name)
+            nodes.append(ir.node("Gather", [offsets, ids], {"axis": 0}))
+            last = constant_value(self._graph, "last_axis", np.array([-1], np.int64))
+            nodes.append(ir.node("Unsqueeze", [nodes[-1].outputs[0], last]))
+            assert ids.shape is not None
+            rank = len(ids.shape)
+            nodes.append(self._reshape(nodes[0].outputs[0], rank, [form.blocks, form.block_size]))
+            nodes.append(ir.node("Add", [nodes[-1].outputs[0], nodes[-2].outputs[0]]))
+            nodes.append(self._reshape(nodes[-1].outputs[0], rank, [form.inputs]))
+        return nodes
+
+    def _stacked(
+        self, node: ir.Node, stored: Sequence[Matrix], name: str, bias: ir.Value | None
+    ) -> list[ir.Node]:
         nodes: list[ir.Node] = []
         parts = []
         for index, matrix in enumerate(stored):
@@ -109,28 +147,65 @@ class _Lowering:
         nodes.append(ir.node("Concat", parts, {"axis": -1}))
         if bias is not None:
             nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
-        _swap(node, nodes)
+        return nodes
 
     def _product(
         self, node: ir.Node, matrix: Matrix, name: str, bias: ir.Value | None
     ) -> list[ir.Node]:
         x = node.inputs[0]
         assert x is not None
-        nodes = []
+        form, nodes = matrix.lazy.form, []
         if matrix.order is not None:
-            nodes.append(self._reordered(x, matrix.order, name))
+            order = constant_value(self._graph, f"{name}.order", matrix.order.astype(np.int64))
+            nodes.append(ir.node("Gather", [x, order], {"axis": -1}))
+            nodes[0].outputs[0].shape = x.shape
             x = nodes[0].outputs[0]
-        form = matrix.lazy.form
-        operands: list[ir.Value | None] = [x, *self._operands(matrix, name, "codes"), None, bias]
-        attributes = {"N": form.rows, "K": form.inputs, "bits": form.bits}
-        attributes |= {"block_size": form.block_size, "accuracy_level": _INTEGER_PRODUCTS}
+        codes, scales, *zeros = self._operands(matrix, name, "codes")
+        operands = [x, codes, scales, zeros[0] if zeros else None, None, bias]
         while operands[-1] is None:
             operands.pop()
+        attributes = {"N": form.rows, "K": form.inputs, "bits": form.bits}
+        attributes |= {"block_size": form.block_size, "accuracy_level": _INTEGER_PRODUCTS}
         product = ir.node("MatMulNBits", operands, attributes, domain=MICROSOFT)
         nodes.append(product)
-        if not form.offsets:
-            return nodes
-        sums = self._block_sums(node, x, form.block_size, shared=matrix.order is None)
+        if form.offsets:
+            nodes += self._offset_product(x, matrix, name)
+            nodes.append(ir.node("Add", [product.outputs[0], nodes[-1].outputs[0]]))
+        return nodes
+
+    def _offset_product(self, x: ir.Value, matrix: Matrix, name: str) -> list[ir.Node]:
+        """What the offsets add: each one times the sum of x over its block."""
+        form, nodes = matrix.lazy.form, []
+        key = (id(x), form.block_size)
+        if key not in self._sums:
+            assert x.shape is not None
+            nodes.append(self._reshape(x, len(x.shape) - 1, [form.blocks, form.block_size]))
+            last = constant_value(self._graph, "last_axis", np.array([-1], np.int64))
+            sums = ir.node("ReduceSum", [nodes[0].outputs[0], last], {"keepdims": 0})
+            nodes.append(sums)
+            self._sums[key] = sums.outputs[0]
         offsets = self._part(matrix, "offsets", name)
-        least = ir.node("FusedMatMul", [sums, offsets], {"transB": 1}, domain=MICROSOFT)
-        return [*nodes, least, ir.node("Add", [product.outputs[0], least.outputs[0]])]
+        operands = [self._sums[key], offsets]
+        return [*nodes, ir.node("FusedMatMul", operands, {"transB": 1}, domain=MICROSOFT)]
+
+    def _reshape(self, value: ir.Value, leading: int, trailing: list[int]) -> ir.Node:
+        """Keep the leading axes (0 in Reshape) and put the others in their place."""
+        name = "_".join(map(str, ["keep", leading, *trailing]))
+        shape = np.array([0] * leading + trailing, np.int64)
+        return ir.node("Reshape", [value, constant_value(self._graph, name, shape)])
+
+    def _operands(self, matrix: Matrix, name: str, codes: str) -> list[ir.Value]:
+        """Codes, scales, and zero points if there are any."""
+        parts = [codes, "scales", *(["zero_points"] if matrix.lazy.form.zero_points else [])]
+        return [self._part(matrix, part, name) for part in parts]
+
+    def _part(self, matrix: Matrix, part: str, name: str) -> ir.Value:
+        """The initializer of one part; shared by all that read this matrix."""
+        key = (id(matrix.lazy), part)
+        if key not in self._values:
+            tensor = BlockTensor(matrix.lazy, part, f"{name}.{part}")
+            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            value.const_value = tensor
+            self._graph.initializers.add(value)
+            self._values[key] = value
+        return self._values[key]

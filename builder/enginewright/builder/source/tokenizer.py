@@ -62,11 +62,10 @@ class SourceTokenizer:
         """Write the files that there are into the folder; returns their names."""
         self._write_model(folder / "tokenizer.json")
         special = {name: getattr(self.loaded, name) for name in _SPECIAL}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        config = {name: token for name, token in special.items() if token is not None}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = bool(self.loaded.clean_up_tokenization_spaces)
-        _write_json(
-            folder / "tokenizer_config.json", {k: v for k, v in config.items() if v is not None}
-        )
+        _write_json(folder / "tokenizer_config.json", config)
         written = ["tokenizer.json", "tokenizer_config.json"]
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, "utf-8", newline="")

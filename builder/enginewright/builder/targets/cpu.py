@@ -29,7 +29,7 @@ class CpuTarget(Target):
     """ONNX Runtime's CPU provider; attention is GroupQueryAttention over slots."""
 
     def compile(self, model: ir.Model, request: CompileRequest) -> EngineEntry:
-        lower(model, request.limits.max_context)
+        lower(model, request.limits.max_context, request.caches[0].head_dim)
         quantize(model, request.precision)
         simplify(model)
         (request.folder / "engine").mkdir()
@@ -37,12 +37,17 @@ class CpuTarget(Target):
         return _describe(model, request)
 
 
-def lower(model: ir.Model, max_context: int) -> None:
+def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
     """Rewrite the exported graph for ONNX Runtime; Linear is left to the precision."""
+
+    def rotates(rotary_dim: int) -> bool:
+        # What GroupQueryAttention asks of heads that it is to rotate.
+        return head_dim % 16 == 0 and rotary_dim % 16 == 0
+
     simplify(model)
     canonical_linear(model)
     fuse_norm(model)
-    fold_rotary(model, positions=max_context, takes=_rotates)
+    fold_rotary(model, positions=max_context, takes=rotates)
     simplify(model)
     pack_projections(model)
     fuse_skip(model)
@@ -50,11 +55,6 @@ def lower(model: ir.Model, max_context: int) -> None:
     derive_positions(model)
     lower_attention(model)
     simplify(model)
-
-
-def _rotates(rotary_dim: int) -> bool:
-    """GroupQueryAttention wants half the rotary dimensions to be a multiple of eight."""
-    return rotary_dim % 16 == 0
 
 
 def _describe(model: ir.Model, request: CompileRequest) -> EngineEntry:

@@ -119,4 +119,5 @@ def _attend(
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
     attended = (weights / total) @ v
-    return attended.transpose(1, 0, 2).reshape(q.shape[1], -1)
+    flat: Array = attended.transpose(1, 0, 2).reshape(q.shape[1], -1)
+    return flat

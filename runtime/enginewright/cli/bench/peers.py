@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ OURS = "enginewright"
     show_default=True,
     help="Engine to measure beside; may be given several times.",
 )
-@click.option("--precision", help="The peers' precision; by default the artifact's own.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="The peers' precision, by default the artifact's own; may be given several times.",
+)
 @click.option(
     "--source",
     "source_path",
@@ -52,7 +58,7 @@ OURS = "enginewright"
 def command(
     artifact: Path,
     peers: tuple[str, ...],
-    precision: str | None,
+    precisions: tuple[str, ...],
     source_path: Path | None,
     prompt_tokens: int,
     decode_tokens: int,
@@ -71,9 +77,8 @@ def command(
     load_backend(engine.target)
     work = make_workload(opened.manifest, engine, threads, prompt_tokens, decode_tokens)
     takes: dict[str, Take] = {OURS: partial(sample, OUR_WORKER, work.at(str(artifact)))}
-    for name in peers:
-        chosen = precision or engine.precision
-        takes[f"{name} {chosen}"] = _peer(name, chosen, opened, source_path, work)
+    for name, precision in product(peers, precisions or [engine.precision]):
+        takes[f"{name} {precision}"] = _peer(name, precision, opened, source_path, work)
     taken = take_turns(takes, runs, "measuring")
     found = {name: figures(work, samples.used) for name, samples in taken.items()}
     if as_json:

@@ -118,7 +118,7 @@ class Sampler:
     def _uniform(self, step: int) -> float:
         """A number in [0, 1) from a counter-based generator: the same for a seed and a step."""
         # The step is the counter's second word: 2**64 draws of each step are free for later use.
-        bits = np.random.Philox(key=self._key, counter=[0, 0, 0, 0]).random_raw()
+        bits = np.random.Philox(key=self._key, counter=[0, step, 0, 0]).random_raw()
         return float(int(bits) >> 11) * 2.0**-53
 
     @cached_property

@@ -1,0 +1,73 @@
+"""``inspect``: everything that the manifest says, for people and for machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from enginewright.cli.main import main
+from enginewright.runtime.artifact import Artifact
+
+
+def test_the_page_names_what_the_artifact_holds(tiny_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_artifact).manifest
+    result = CliRunner().invoke(main, ["inspect", str(tiny_artifact)])
+
+    assert result.exit_code == 0, result.output
+    wanted = [manifest.name, manifest.source.digest, manifest.source.architecture, *manifest.files]
+    for engine in manifest.engines:
+        wanted += [engine.target, engine.precision, str(engine.limits.max_context)]
+    for name, default in manifest.sampling_defaults.items():
+        wanted += [f"{name} = {default.value}", default.origin]
+    assert not [text for text in wanted if text not in result.stdout]
+
+
+def test_json_is_the_manifest_and_what_follows_from_it(tiny_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_artifact).manifest
+    result = CliRunner().invoke(main, ["inspect", str(tiny_artifact), "--json"])
+    data = json.loads(result.stdout)
+
+    kv = manifest.engines[0].kv
+    assert data["engines"][0]["kv"]["bytes_per_token"] == (
+        2 * kv.layers * kv.kv_heads * kv.head_dim * 4
+    )
+    content = (tiny_artifact / "manifest.json").read_bytes()
+    assert data["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert data["total_bytes"] == sum(entry.size for entry in manifest.files.values())
+    stated = json.loads(content)
+    for entry in data["engines"]:
+        del entry["kv"]["bytes_per_token"]
+    del data["digest"], data["total_bytes"]
+    assert data == stated
+
+
+def test_the_conformance_table_is_shown(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["conformance"] = {
+        "rows": [
+            {"name": "top-1 agreement", "value": 0.9614, "bound": ">= 0.95", "passed": True},
+            {"name": "mean KL", "value": 0.3, "bound": "<= 0.02", "passed": False},
+            {"name": "greedy ties", "value": 2, "bound": "", "passed": True},
+        ]
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    lines = CliRunner().invoke(main, ["inspect", str(folder)]).stdout.splitlines()
+
+    shown = [line.split() for line in lines]
+    assert ["top-1", "agreement", "0.9614", ">=", "0.95", "ok"] in shown
+    assert ["mean", "KL", "0.3", "<=", "0.02", "MISSED"] in shown
+    assert ["greedy", "ties", "2"] in shown
+
+
+def test_a_truncated_file_is_named(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    result = CliRunner().invoke(main, ["inspect", str(folder)])
+
+    assert result.exit_code == 1
+    assert f"error: {folder / 'tokenizer.json'}" in result.stderr
