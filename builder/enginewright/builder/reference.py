@@ -26,13 +26,13 @@ def make_reference(model: PreTrainedModel, tokenizer: Tokenizer, max_context: in
     """
     greedy_tokens = min(_GREEDY_TOKENS, max(max_context // 2, 1))
     prompts = [ids[: max_context - greedy_tokens] for ids in _prompts(tokenizer)]
-    answers = [_greedy(model, ids, greedy_tokens) for ids in prompts]
+    greedy_ids, margins = _greedy(model, prompts, greedy_tokens)
     windows = _windows(tokenizer, min(_WINDOW, max_context))
     rows = [_score(model, window) for window in windows]
     return Reference(
         prompt_ids=_padded(prompts),
-        greedy_ids=np.array([ids for ids, _ in answers], np.int32),
-        greedy_margins=np.array([margins for _, margins in answers], np.float32),
+        greedy_ids=greedy_ids.astype(np.int32),
+        greedy_margins=margins,
         text_ids=np.array(windows, np.int32),
         top_ids=np.concatenate([row[0] for row in rows]),
         top_logprobs=np.concatenate([row[1] for row in rows]),
@@ -57,18 +57,32 @@ def _windows(tokenizer: Tokenizer, size: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def _greedy(
-    model: PreTrainedModel, prompt: Sequence[int], length: int
-) -> tuple[list[int], list[float]]:
-    """The greedy continuation and, at each position, how far the best is from the second."""
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], length: int
+) -> tuple[Any, Any]:
+    """Greedy ids [P, length] and how far the best logit is from the second, all rows together.
+
+    Rows are padded on the left and masked, as Hugging Face models expect of a batch.
+    """
+    width = max(map(len, prompts))
+    step = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     ids, margins = [], []
-    step, cache = torch.tensor([list(prompt)]), None
     for _ in range(length):
-        output: Any = model(input_ids=step, past_key_values=cache, use_cache=True)
-        best = torch.topk(output.logits[0, -1], 2)
-        ids.append(int(best.indices[0]))
-        margins.append(float(best.values[0] - best.values[1]))
-        step, cache = best.indices[:1][None], output.past_key_values
-    return ids, margins
+        output: Any = model(
+            input_ids=step,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        best = torch.topk(output.logits[:, -1], 2)
+        step, cache = best.indices[:, :1], output.past_key_values
+        mask = torch.cat([mask, torch.ones_like(step)], dim=1)
+        positions = positions[:, -1:] + 1
+        ids.append(step)
+        margins.append(best.values[:, :1] - best.values[:, 1:])
+    return torch.cat(ids, dim=1).numpy(), torch.cat(margins, dim=1).numpy()
 
 
 @torch.inference_mode()
