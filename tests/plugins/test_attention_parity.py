@@ -171,6 +171,7 @@ def test_group_query_attention_over_slots(case, tensors):
         "v_cache": t.v_cache,
         "past_lengths": t.past,
         "new_lengths": t.new,
+        "input_ids": np.zeros(t.q.shape[:2], np.int64),
     }
     session = onnxruntime.InferenceSession(_lowered(case, t))
     _assert_close(case, t, session.run(None, feeds), _reference(case, t))
@@ -189,6 +190,9 @@ def _lowered(case: Case, t: Tensors) -> bytes:
         "past_lengths": (ir.DataType.INT32, ["B"]),
         "new_lengths": (ir.DataType.INT32, ["B"]),
     }
+    step = ir.Value(
+        name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B", "S"])
+    )
     inputs = [
         ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         for name, (dtype, shape) in shapes.items()
@@ -221,7 +225,7 @@ def _lowered(case: Case, t: Tensors) -> bytes:
     for output, name in zip(node.outputs, ("out", "k_out", "v_out"), strict=True):
         output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph(
-        inputs,
+        [*inputs, step],
         node.outputs,
         nodes=[node],
         initializers=[value for value in constants if value is not None],

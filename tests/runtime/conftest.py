@@ -223,7 +223,11 @@ class TinyModel:
         nodes = [
             node("Add", ["past_lengths", "new_lengths"], ["total"]),
             node("Sub", ["total", "one"], ["last"]),
-            node("ReduceMax", ["total"], ["longest"], keepdims=0),
+            node("ReduceMax", ["total"], ["most"], keepdims=0),
+            node("Shape", ["input_ids"], ["widths"], start=1, end=2),
+            node("Cast", ["widths"], ["width"], to=TensorProto.INT32),
+            node("ReduceMax", ["width"], ["wide"], keepdims=0),
+            node("Max", ["most", "wide"], ["longest"]),
             node("Gather", ["embedding", "input_ids"], ["x.0"]),
         ]
         for i in range(self.layers):

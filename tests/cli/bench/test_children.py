@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -55,12 +56,16 @@ def test_a_worker_that_fails_is_told_with_its_last_words(
 
 def test_our_worker_measures_an_artifact(tiny_artifact: Path) -> None:
     opened = Artifact.open(tiny_artifact)
-    work = make_workload(opened.manifest, opened.engine(), 1, 16, 8)
+    work = dataclasses.replace(
+        make_workload(opened.manifest, opened.engine(), 1, 16, 8),
+        check_prompts=[[1, 2, 3], [4]],
+        check_tokens=5,
+    )
     said = sample(OUR_WORKER, work.at(str(tiny_artifact))).said
 
     assert said["load_s"] > 0
     assert said["first_token_s"] > 0
-    assert len(said["token_ids"]) == 8
+    assert [len(ids) for ids in said["checked"]] == [5, 5]
     assert (said["batch_s"] is None) == (len(work.decode_prompts) == 1)
 
 
@@ -84,7 +89,9 @@ def test_startup_measures_fresh_processes(tiny_artifact: Path) -> None:
     figures = json.loads(result.stdout)["figures"]
 
     assert figures["import enginewright.runtime, CPU"]["median"] > 0
-    assert figures["to first token, CPU"]["median"] > figures["... with LLM, CPU"]["median"]
+    assert figures["to first token, CPU"]["median"] > 0
+    assert figures["to first token, wall"]["median"] > 0
+    assert "environment" not in figures, "nothing was installed"
 
 
 def test_an_installation_from_a_folder_is_installed_from_there_again() -> None:

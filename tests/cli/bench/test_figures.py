@@ -12,8 +12,8 @@ import click
 import pytest
 
 from enginewright.cli.bench.children import Sample
+from enginewright.cli.bench.comparison import OURS, Comparison, ratios
 from enginewright.cli.bench.machine import Busy, disturbance, memory
-from enginewright.cli.bench.peers import OURS, agreement, ratios
 from enginewright.cli.bench.stats import Figure, figures_data
 from enginewright.cli.bench.turns import Samples, remark, take_turns
 from enginewright.cli.bench.workload import Workload, figures, make_workload
@@ -137,13 +137,30 @@ def test_ratios_are_ours_over_theirs() -> None:
     assert ratios(found) == {"peer": {"decode": 1.5}}
 
 
-@pytest.mark.parametrize(("theirs", "common"), [([1, 2, 3], 3), ([1, 5, 3], 1), ([9, 2, 3], 0)])
-def test_agreement_counts_the_first_equal_tokens(theirs: list[int], common: int) -> None:
+def test_agreement_counts_greedy_tokens_up_to_the_first_difference() -> None:
+    checked = {OURS: [[1, 2, 3], [4, 5, 6]], "peer": [[1, 9, 3], [9, 5, 6]]}
+    taken = {name: Samples([sample(checked=ids)], 0, noisy=False) for name, ids in checked.items()}
+    compared = Comparison("tiny", WORK, taken, expected=[[1, 2, 3], [4, 5, 9]])
+
+    assert compared.agreement() == {OURS: 5 / 6, "peer": 1 / 6}
+    assert Comparison("tiny", WORK, taken, expected=[]).agreement() == {}
+
+
+def test_the_page_puts_engines_side_by_side() -> None:
     taken = {
-        OURS: Samples([sample(token_ids=[1, 2, 3])], 0, noisy=False),
-        "peer": Samples([sample(token_ids=theirs)], 0, noisy=False),
+        OURS: Samples([sample(checked=[], decode_s=1.0)], 0, noisy=False),
+        "peer int8": Samples([sample(checked=[], batch_s=None)], 2, noisy=False),
     }
-    assert agreement(taken) == {"peer": common}
+    compared = Comparison("tiny", WORK, taken, expected=[])
+    lines = list(compared.page())
+
+    (rows,) = (line.splitlines() for line in lines if line.startswith("measure"))
+    decode = next(row for row in rows if row.startswith("decode, 1 row"))
+    assert decode.split("  ")[-1].strip() == "2.00x"
+    batch = next(row for row in rows if row.startswith("decode, 8 rows"))
+    assert "x" not in batch.removeprefix("decode, 8 rows (tokens/s)"), "the peer has no such figure"
+    assert any("peer int8: 2 samples" in line for line in lines)
+    assert compared.as_data()["ours_over_theirs"]["peer int8"]["decode, 1 row"] == 2
 
 
 def test_disturbance_is_what_others_took(monkeypatch: pytest.MonkeyPatch) -> None:

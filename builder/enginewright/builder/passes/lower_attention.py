@@ -1,12 +1,14 @@
 """CachedAttention -> ONNX Runtime's GroupQueryAttention, layout ``slots``.
 
 Before: CachedAttention(q, k, v, k_cache [blocks, ...], v_cache, block_table, past, new, cos, sin).
-After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, max(past + new), cos,
-sin); the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
+After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, longest total,
+cos, sin); the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
 and v are one Split of a packed projection, the op takes the packed tensor.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +22,7 @@ def lower_attention(model: ir.Model) -> None:
     graph = model.graph
     nodes = [node for node in graph if node.op_type == OP_TYPE]
     inputs = {value.name: value for value in graph.inputs}
-    last, longest = _lengths(graph, inputs["past_lengths"], inputs["new_lengths"])
+    last, longest = _lengths(graph, inputs)
     for node in nodes:
         _lower(node, last, longest)
         graph.remove(node, safe=True)
@@ -29,16 +31,25 @@ def lower_attention(model: ir.Model) -> None:
     graph.opset_imports[MICROSOFT] = 1
 
 
-def _lengths(graph: ir.Graph, past: ir.Value, new: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """seqlens_k [B] (index of each row's last token) and the longest total, a scalar; int32."""
+def _lengths(graph: ir.Graph, inputs: Mapping[str | None, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """seqlens_k [B] (index of each row's last token) and the longest total, a scalar; int32.
+
+    The op knows a prefill by a longest total equal to S, so S counts too where it is padded
+    beyond every row.
+    """
     one = constant_value(graph, "one_int32", np.array(1, np.int32))
-    total = ir.node("Add", [past, new])
+    total = ir.node("Add", [inputs["past_lengths"], inputs["new_lengths"]])
     last = ir.node("Sub", [total.outputs[0], one])
-    longest = ir.node("ReduceMax", [total.outputs[0]], {"keepdims": 0})
-    graph.insert_before(graph[0], [total, last, longest])
-    for node in (total, last, longest):
+    most = ir.node("ReduceMax", [total.outputs[0]], {"keepdims": 0})
+    width = ir.node("Shape", [inputs["input_ids"]], {"start": 1, "end": 2})
+    narrow = ir.node("Cast", [width.outputs[0]], {"to": ir.DataType.INT32.value})
+    axis = constant_value(graph, "zero_axis", np.array([0]))
+    scalar = ir.node("Squeeze", [narrow.outputs[0], axis])
+    longest = ir.node("Max", [most.outputs[0], scalar.outputs[0]])
+    graph.insert_before(graph[0], [total, last, most, width, narrow, scalar, longest])
+    for node in (total, last, most, longest):
         node.outputs[0].type = ir.TensorType(ir.DataType.INT32)
-    last.outputs[0].shape = past.shape
+    last.outputs[0].shape = inputs["past_lengths"].shape
     longest.outputs[0].shape = ir.Shape([])
     return last.outputs[0], longest.outputs[0]
 

@@ -24,6 +24,7 @@ def checkpoint_of(artifact: Artifact, source_path: Path | None) -> Path:
     require("build", "torch", "transformers", "pydantic")
     from enginewright.builder.recipe import SourceSpec
     from enginewright.builder.source import open_source
+    from enginewright.builder.source.quiet import quiet_transformers
 
     stated = artifact.manifest.recipe["source"]
     if source_path is None and stated.keys() & {"path", "gguf"}:
@@ -40,7 +41,8 @@ def checkpoint_of(artifact: Artifact, source_path: Path | None) -> Path:
         )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="making-") as scratch:
         made = Path(scratch) / "checkpoint"
-        source.reference_model().save_pretrained(made)
+        with quiet_transformers():
+            source.reference_model().save_pretrained(made)
         source.write_tokenizer(made)
         made.rename(path)
     return path

@@ -2,9 +2,10 @@
 
 A worker is a script that reads a workload (JSON) from stdin and prints one line of JSON:
 
-    {"load_s", "first_token_s", "decode_s", "batch_s" (or null), "token_ids"}
+    {"load_s", "first_token_s", "decode_s", "batch_s" (or null), "checked"}
 
-``decode_s`` is the time of n + 1 tokens less the time of one, so of n tokens after the first.
+``decode_s`` is the time of n + 1 tokens less the time of one, so of n tokens after the first;
+``batch_s`` the same for several rows; ``checked`` the greedy tokens after each check prompt.
 """
 
 from __future__ import annotations

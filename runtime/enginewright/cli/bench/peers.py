@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import click
 
-from enginewright.cli.bench import machine
 from enginewright.cli.bench.checkpoint import checkpoint_of
 from enginewright.cli.bench.children import MEASURE, OUR_WORKER, sample
+from enginewright.cli.bench.comparison import OURS, Comparison
 from enginewright.cli.bench.peer import PEERS
-from enginewright.cli.bench.stats import Figure, figures_data
-from enginewright.cli.bench.turns import Samples, Take, remark, take_turns
-from enginewright.cli.bench.workload import Workload, figures, make_workload
-from enginewright.cli.text import number, table
+from enginewright.cli.bench.turns import Take, take_turns
+from enginewright.cli.bench.workload import Workload, make_workload
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.backends import load_backend
+from enginewright.runtime.conformance import REFERENCE_FILE, Reference
 from enginewright.runtime.errors import EnginewrightError
 
-OURS = "enginewright"
+CHECKS, CHECK_TOKENS = 4, 32
+"""How many prompts, and tokens after each, are compared with the Hugging Face model."""
 
 
 @click.command()
@@ -75,16 +74,21 @@ def command(
     opened = Artifact.open(artifact)
     engine = opened.engine()
     load_backend(engine.target)
-    work = make_workload(opened.manifest, engine, threads, prompt_tokens, decode_tokens)
+    prompts, expected = _expected(opened)
+    work = dataclasses.replace(
+        make_workload(opened.manifest, engine, threads, prompt_tokens, decode_tokens),
+        check_prompts=prompts,
+        check_tokens=len(expected[0]) if expected else 0,
+    )
     takes: dict[str, Take] = {OURS: partial(sample, OUR_WORKER, work.at(str(artifact)))}
     for name, precision in product(peers, precisions or [engine.precision]):
         takes[f"{name} {precision}"] = _peer(name, precision, opened, source_path, work)
     taken = take_turns(takes, runs, "measuring")
-    found = {name: figures(work, samples.used) for name, samples in taken.items()}
+    compared = Comparison(opened.manifest.name, work, taken, expected)
     if as_json:
-        click.echo(json.dumps(_data(opened, threads, taken, found), indent=2))
+        click.echo(json.dumps(compared.as_data(), indent=2))
     else:
-        click.echo("\n".join(_page(opened, threads, taken, found)))
+        click.echo("\n".join(compared.page()))
 
 
 def _peer(
@@ -102,84 +106,10 @@ def _peer(
     return partial(sample, [python, MEASURE, peer.worker], work.at(str(model)))
 
 
-def ratios(found: Mapping[str, Sequence[Figure]]) -> dict[str, dict[str, float]]:
-    """Our median over the peer's, by peer and figure, where both have one."""
-    ours = {figure.name: figure.median for figure in found[OURS]}
-    return {
-        name: {
-            figure.name: ours[figure.name] / figure.median
-            for figure in figures_
-            if figure.name in ours and figure.median
-        }
-        for name, figures_ in found.items()
-        if name != OURS
-    }
-
-
-def agreement(taken: Mapping[str, Samples]) -> dict[str, int]:
-    """How many first greedy tokens each peer has in common with us."""
-    ours = taken[OURS].used[0].said["token_ids"]
-    return {
-        name: _common(ours, samples.used[0].said["token_ids"])
-        for name, samples in taken.items()
-        if name != OURS
-    }
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _page(
-    artifact: Artifact,
-    threads: int,
-    taken: Mapping[str, Samples],
-    found: Mapping[str, Sequence[Figure]],
-) -> Iterator[str]:
-    where = machine.describe()
-    yield f"{artifact.manifest.name}, {threads} threads, in turns; medians (least - most)"
-    yield f"{where['processor']}, {where['cores']} cores\n"
-    over = ratios(found)
-    by_engine = {name: {f.name: f for f in figures_} for name, figures_ in found.items()}
-    rows = []
-    for figure in found[OURS]:
-        row = [f"{figure.name} ({figure.unit})"]
-        for name, theirs in by_engine.items():
-            row.append(_cell(theirs.get(figure.name)))
-            if name != OURS:
-                ratio = over[name].get(figure.name)
-                row.append("" if ratio is None else f"{ratio:.2f}x")
-        rows.append(row)
-    header = ["measure", OURS]
-    for name in over:
-        header += [name, "ours / theirs"]
-    yield table(header, rows)
-    for name, common in agreement(taken).items():
-        total = len(taken[OURS].used[0].said["token_ids"])
-        yield f"\n{name}: the first {common} of {total} greedy tokens are ours"
-    yield from filter(None, (remark(name, samples) for name, samples in taken.items()))
-
-
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
-    low, high = number(min(figure.samples)), number(max(figure.samples))
-    return f"{number(figure.median)} ({low} - {high})"
-
-
-def _data(
-    artifact: Artifact,
-    threads: int,
-    taken: Mapping[str, Samples],
-    found: Mapping[str, Sequence[Figure]],
-) -> dict[str, Any]:
-    return {
-        "artifact": artifact.manifest.name,
-        "threads": threads,
-        "machine": machine.describe(),
-        "engines": {name: figures_data(figures_) for name, figures_ in found.items()},
-        "disturbed_samples": {name: samples.disturbed for name, samples in taken.items()},
-        "ours_over_theirs": ratios(found),
-        "equal_greedy_tokens": agreement(taken),
-    }
+def _expected(artifact: Artifact) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts of the conformance check, and what the Hugging Face model wrote after them."""
+    if not artifact.holds(REFERENCE_FILE):
+        return [], []
+    reference = Reference.load(artifact.file(REFERENCE_FILE))
+    greedy = reference.greedy_ids[:CHECKS, :CHECK_TOKENS].tolist()
+    return reference.prompts()[:CHECKS], greedy

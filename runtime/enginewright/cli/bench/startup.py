@@ -66,7 +66,7 @@ def command(artifact: Path, runs: int, threads: int | None, here: bool, as_json:
     click.echo(table(HEADER, [figure.cells() for figure in found]))
     for name, samples in taken.items():
         if note := remark(name, samples):
-            click.echo(f"\n{note}", err=True)
+            click.echo(note, err=True)
 
 
 def _runtime_environment() -> Environment:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
@@ -31,6 +31,9 @@ class Workload:
     decode_prompts: list[list[int]]
     """The first one alone, then all of them together if there is more than one."""
     decode_tokens: int
+    check_prompts: list[list[int]] = field(default_factory=list)
+    """Continued by ``check_tokens`` tokens, untimed: do engines write what the model writes?"""
+    check_tokens: int = 0
 
     def at(self, model: str) -> dict[str, Any]:
         """Plain data for a worker that loads ``model``."""

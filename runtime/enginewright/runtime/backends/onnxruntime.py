@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class OnnxRuntimeEngine(Engine):
         return self._info
 
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
+        batch = _even_prefill(batch)
         first, rows = int(batch.block_table[0, 0]), len(batch.input_ids)
         ends = batch.past_lengths + batch.new_lengths
         assert batch.block_table[:, 0].tolist() == list(range(first, first + rows))
@@ -214,7 +215,25 @@ class SlotPool:
         self._lengths[: len(kept)] = kept
 
     def _zeros(self, slots: int, capacity: int) -> NDArray[np.float32]:
-        return np.zeros((slots, self._kv_heads, capacity, self._head_dim), np.float32)
+        even = capacity + capacity % 2  # a prefill writes its padding too
+        return np.zeros((slots, self._kv_heads, even, self._head_dim), np.float32)
+
+
+def _even_prefill(batch: StepBatch) -> StepBatch:
+    """Pad a prefill to an even width.
+
+    ONNX Runtime's products treat a last single row by another kernel, whose sums are rounded
+    differently: of an odd width, the last position would depend on the batch that it is in.
+    """
+    rows, width = batch.input_ids.shape
+    if width % 2 == 0 or batch.past_lengths.any():
+        return batch
+    row, position = np.divmod(batch.logits_index, width)
+    return replace(
+        batch,
+        input_ids=np.pad(batch.input_ids, ((0, 0), (0, 1))),
+        logits_index=row * (width + 1) + position,
+    )
 
 
 def _open_session(model: Path, threads: int | None) -> Any:

@@ -46,7 +46,7 @@ def measure(generate: Generate, work: dict[str, Any]) -> dict[str, Any]:
         "first_token_s": timed([work["prefill_ids"]], 1),
         "decode_s": after_first(prompts[:1], tokens),
         "batch_s": after_first(prompts, tokens) if len(prompts) > 1 else None,
-        "token_ids": generate(prompts[:1], min(tokens, 32)),
+        "checked": [generate([prompt], work["check_tokens"]) for prompt in work["check_prompts"]],
     }
 
 
