@@ -65,7 +65,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_neox": (
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",
-        {**_COMMON, "num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+        {
+            **_COMMON,
+            "num_key_value_heads": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
     ),
     "opt": (
         "OPTForCausalLM",

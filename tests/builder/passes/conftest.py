@@ -46,9 +46,7 @@ class Graph:
 
     def run(self, feeds: Arrays) -> list[np.ndarray]:
         proto = ir.to_proto(self.model)
-        biased = any(
-            node.op_type == "Linear" and len(node.input) == 3 for node in proto.graph.node
-        )
+        biased = any(node.op_type == "Linear" and len(node.input) == 3 for node in proto.graph.node)
         proto.functions.append(onnx.parser.parse_function(_LINEAR_BIAS if biased else _LINEAR))
         session = onnxruntime.InferenceSession(proto.SerializeToString())
         wanted = {value.name for value in session.get_inputs()}

