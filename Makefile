@@ -36,7 +36,7 @@ demo: $(STAMPS)/project $(if $(SOURCE),,$(STAMPS)/model) $(RUNTIME_STAMP) ## Bui
 	@$(RUNTIME)/bin/python -c 'import importlib.util as u; \
 		found = [m for m in ("torch", "transformers", "onnx") if u.find_spec(m)]; \
 		assert not found, found; print("$(RUNTIME): no torch, no transformers, no onnx")'
-	$(RUNTIME)/bin/enginewright run $(ARTIFACT) --chat --temperature 0 "What is the capital of France?"
+	$(RUNTIME)/bin/enginewright run $(ARTIFACT) --chat --temperature 0 "Name the capital city of France."
 
 test: $(STAMPS)/project $(STAMPS)/tried-model ## The tests of every commit
 	$(BIN)/python -m pytest -m "not slow and not gpu" -q $(ARGS)

@@ -99,3 +99,35 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
         pad_token="<pad>",
         chat_template=_TEMPLATE,
     ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(
+    make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny random Llama, built by the pipeline for the CPU in fp32. Tests must not change it."""
+    from transformers import LlamaConfig
+
+    from enginewright.builder.pipeline import build
+    from enginewright.builder.recipe import make_recipe
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=320,
+        max_position_embeddings=600,
+    )
+    recipe = make_recipe(
+        {
+            "name": "tiny",
+            "source": {"path": str(make_checkpoint(folder / "checkpoint", config))},
+            "target": "cpu",
+            "precision": "fp32",
+            "limits": {"max_context": 600, "max_batch": 24},
+        }
+    )
+    return build(recipe, folder / "artifacts", progress=lambda line: None)
