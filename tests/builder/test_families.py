@@ -190,4 +190,6 @@ def _ties(oracle: Any, prompt: list[int], ids: list[int]) -> int:
 
 def test_the_artifact_is_batch_invariant(family):
     assert family.llm.engine_info.batch_invariant
-    assert family.llm.manifest.conformance["measures"]["batch_invariant"] is True
+    measures = family.llm.manifest.conformance["measures"]
+    assert measures["prefill_invariant"] is True
+    assert measures["decode_invariant"] is True

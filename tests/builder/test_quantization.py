@@ -90,9 +90,9 @@ def test_constant_blocks(rounding, level):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rows_are_rounded_alike_in_any_chunks(monkeypatch, values, bits):
-    whole = quantize(ArrayWeight(values), bits, "w")
+    whole = quantize(ArrayWeight(values), bits, 32, "w")
     monkeypatch.setattr(quantization, "_CHUNK_VALUES", 192 * 3)
-    assert same(quantize(ArrayWeight(values), bits, "w"), whole)
+    assert same(quantize(ArrayWeight(values), bits, 32, "w"), whole)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -100,7 +100,7 @@ def test_rows_are_rounded_alike_in_any_chunks(monkeypatch, values, bits):
 def test_values_that_are_not_finite_are_refused_by_name(values, bits, wrong):
     values[7, 5] = wrong
     with pytest.raises(SourceError, match=r"layers\.0\.weight.*not finite"):
-        quantize(ArrayWeight(values), bits, "layers.0.weight")
+        quantize(ArrayWeight(values), bits, 32, "layers.0.weight")
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(64, 32), (48, 16), (20, None)])

@@ -111,9 +111,7 @@ def _reference(
     order = np.random.default_rng(3).permutation(rows * per_row)
     table = order.reshape(rows, per_row).astype(np.int32)
     pools = [_to_blocks(cache, table, block_size) for cache in (t.k_cache, t.v_cache)]
-    out = reference(
-        t.q, t.k, t.v, *pools, table, t.past, t.new, case.attributes, t.rotary, t.sinks
-    )
+    out = reference(t.q, t.k, t.v, *pools, table, t.past, t.new, case.attributes, t.rotary, t.sinks)
     return out, *(_from_blocks(pool, table) for pool in pools)
 
 
@@ -155,9 +153,7 @@ def test_the_eager_op_is_the_reference(case, tensors):
     arrays = [torch.from_numpy(x) for x in (t.q, t.k, t.v, t.k_cache, t.v_cache)]
     lengths = [torch.from_numpy(x) for x in (table, t.past, t.new)]
     sinks = None if t.sinks is None else torch.from_numpy(t.sinks)
-    ours = eager(
-        *arrays, *lengths, sinks, a.num_heads, a.kv_heads, a.scale, a.window, a.softcap
-    )
+    ours = eager(*arrays, *lengths, sinks, a.num_heads, a.kv_heads, a.scale, a.window, a.softcap)
     _assert_close(case, t, [x.numpy() for x in ours], _reference(case, t))
 
 

@@ -152,7 +152,8 @@ def _conformance(recipe: Recipe, reference: Reference, folder: Path) -> Report:
     """Load the engine back through the runtime and hold it to the recipe's thresholds."""
     thresholds = recipe.thresholds.model_dump(exclude_none=True)
     with LLM(folder, verify="never", generation_config="vllm") as llm:
-        report = judge(measure(llm, reference), thresholds)
+        declared = llm.engine_info.batch_invariant
+        report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
     if not report.passed:
         raise ConformanceError(
             f"{recipe.name}: the engine missed a threshold of its recipe and is not published\n"

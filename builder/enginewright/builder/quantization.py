@@ -26,16 +26,14 @@ _CHUNK_VALUES = 1 << 20
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
-def block_size_for(inputs: int) -> int | None:
+def block_size_for(inputs: int, largest: int = BLOCK_SIZE) -> int | None:
     """The block size for a matrix of that many inputs; None if no block size divides them."""
     sizes = (BLOCK_SIZE, MIN_BLOCK_SIZE)
-    return next((size for size in sizes if inputs % size == 0), None)
+    return next((size for size in sizes if size <= largest and inputs % size == 0), None)
 
 
-def quantize(weight: Weight, bits: int, name: str) -> Blocks:
-    """A weight [N, K] rounded to 8 or 4 bits, read a few rows at a time."""
-    size = block_size_for(weight.shape[1])
-    assert size is not None, "the caller asks block_size_for first"
+def quantize(weight: Weight, bits: int, size: int, name: str) -> Blocks:
+    """A weight [N, K] rounded to 8 or 4 bits in blocks of ``size``, read a few rows at a time."""
     rounding = quantize_int8 if bits == 8 else quantize_int4
     step = max(1, 4 * _CHUNK_VALUES // weight.shape[1])
     parts = []
@@ -124,13 +122,13 @@ class _Search:
         return np.clip(steps, -zero[:, None], (15 - zero)[:, None], out=steps)
 
 
-def carry(weight: Weight, *bits: int) -> Blocks | None:
+def carry(weight: Weight, *bits: int, largest: int = MAX_BLOCK_SIZE) -> Blocks | None:
     """The blocks that the source stores, values unchanged, in the first of the bits that fit."""
-    return fit(weight.blocks(), *bits)
+    return fit(weight.blocks(), *bits, largest=largest)
 
 
-def fit(stored: Blocks | None, *bits: int) -> Blocks | None:
-    """The same values in 4 or 8 bits, and in a block size that engines take.
+def fit(stored: Blocks | None, *bits: int, largest: int = MAX_BLOCK_SIZE) -> Blocks | None:
+    """The same values in 4 or 8 bits, and in a block size that engines take, at most ``largest``.
 
     None if there are more bits, or if no block size from 16 to 256 expresses them; also for blocks
     of few bits with floating offsets in 8 bits, whose second product costs more than the 8 bits
@@ -138,7 +136,7 @@ def fit(stored: Blocks | None, *bits: int) -> Blocks | None:
     """
     if stored is None:
         return None
-    size = min(stored.block_size & -stored.block_size, MAX_BLOCK_SIZE)
+    size = min(stored.block_size & -stored.block_size, largest)
     most = 4 if stored.offsets is not None and stored.bits <= 4 else 8
     taken = next((count for count in bits if stored.bits <= count <= most), None)
     if taken is None or size < MIN_BLOCK_SIZE:

@@ -34,6 +34,8 @@ TIE_MARGIN = 1e-4
 """Logit margin below which the reference itself does not decide between two tokens."""
 TOP_K = 5
 _CHUNK = 48
+_DECODED_PROMPTS = 6
+_DECODED_TOKENS = 8
 
 Floats = NDArray[np.float32]
 
@@ -83,7 +85,8 @@ class Measures:
     max_kl: float
     perplexity: float
     reference_perplexity: float
-    batch_invariant: bool
+    prefill_invariant: bool
+    decode_invariant: bool
     chunk_difference: float
 
     @property
@@ -137,24 +140,28 @@ def verify_artifact(path: str | Path, *, threads: int | None = None) -> Report:
     thresholds = artifact.manifest.recipe["conformance"]
     precision = artifact.manifest.recipe["precision"]
     with LLM(path, threads=threads, generation_config="vllm") as llm:
-        return judge(measure(llm, reference), thresholds[precision])
+        declared = llm.engine_info.batch_invariant
+        return judge(measure(llm, reference), thresholds[precision], batch_invariant=declared)
 
 
 def measure(llm: LLM, reference: Reference) -> Measures:
     """Run the engine over the reference's prompts and text."""
     greedy = _greedy(llm, reference)
     distance = _distributions(llm, reference)
-    invariant, difference = _batching(llm, reference)
     return Measures(
         **greedy,
         **distance,
-        batch_invariant=invariant,
-        chunk_difference=difference,
+        prefill_invariant=_prefill_invariant(llm, reference),
+        decode_invariant=_decode_invariant(llm, reference),
+        chunk_difference=_chunk_difference(llm, reference),
     )
 
 
-def judge(measures: Measures, thresholds: Mapping[str, float]) -> Report:
-    """Put each measure beside the bound that the recipe gives, where it gives one."""
+def judge(measures: Measures, thresholds: Mapping[str, float], *, batch_invariant: bool) -> Report:
+    """Put each measure beside the bound that the recipe gives, where it gives one.
+
+    An engine that declares itself batch invariant must be so.
+    """
     m = measures
     declared = (
         ("greedy agreement", m.greedy_agreement, "min_greedy_agreement"),
@@ -169,7 +176,8 @@ def judge(measures: Measures, thresholds: Mapping[str, float]) -> Report:
         Row("perplexity", m.perplexity, "", True),
         Row("reference perplexity", m.reference_perplexity, "", True),
         Row("greedy ties", m.greedy_ties, "", True),
-        Row("batch invariant", float(m.batch_invariant), "= 1", m.batch_invariant),
+        _declared("prefill alone = batch", m.prefill_invariant, batch_invariant),
+        _declared("decode alone = batch", m.decode_invariant, batch_invariant),
         Row("chunked, max logit diff", m.chunk_difference, "", True),
     ]
     return Report(measures, tuple(rows))
@@ -181,6 +189,10 @@ def _row(name: str, value: float, key: str, bound: float | None) -> Row:
     at_least = key.startswith("min_")
     passed = value >= bound if at_least else value <= bound
     return Row(name, value, f"{'>=' if at_least else '<='} {bound:g}", bool(passed))
+
+
+def _declared(name: str, measured: bool, declared: bool) -> Row:
+    return Row(name, float(measured), "= 1" if declared else "", measured or not declared)
 
 
 def _greedy(llm: LLM, reference: Reference) -> dict[str, Any]:
@@ -231,15 +243,29 @@ def _distributions(llm: LLM, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _batching(llm: LLM, reference: Reference) -> tuple[bool, float]:
-    """Each prompt alone, in one ragged batch, and in chunks."""
+def _prefill_invariant(llm: LLM, reference: Reference) -> bool:
+    """Whether each prompt has bitwise the same logits alone and in one ragged batch."""
     prompts = reference.prompts()[: llm.max_batch]
     together = llm.batch_logits(prompts)
     alone = [llm.logits(prompt) for prompt in prompts]
-    invariant = all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def _decode_invariant(llm: LLM, reference: Reference) -> bool:
+    """Whether each prompt's greedy continuation has the same log probabilities, to the last bit."""
+    prompts = reference.prompts()[: min(llm.max_batch, _DECODED_PROMPTS)]
+    params = SamplingParams(temperature=0, max_tokens=_DECODED_TOKENS, ignore_eos=True, logprobs=1)
+    together = llm.generate(prompts, params)
+    alone = [llm.generate(prompt, params)[0] for prompt in prompts]
+    return all(
+        a.outputs[0].logprobs == b.outputs[0].logprobs for a, b in zip(alone, together, strict=True)
+    )
+
+
+def _chunk_difference(llm: LLM, reference: Reference) -> float:
+    """The largest difference of a logit between a window in one prefill and in chunks."""
     ids = reference.text_ids[0].tolist()
-    whole, chunked = llm.logits(ids), llm.logits(ids, chunk=_CHUNK)
-    return invariant, float(np.abs(whole - chunked).max())
+    return float(np.abs(llm.logits(ids) - llm.logits(ids, chunk=_CHUNK)).max())
 
 
 def _kl(reference: Floats, ours: Floats) -> Floats:

@@ -29,6 +29,9 @@ from enginewright.builder.weight_tensor import weight_of
 PRECISIONS = ("fp32", "int8", "int4")
 # Activations are rounded to 8 bits in blocks of the weight's size: products of integers.
 _INTEGER_PRODUCTS = 4
+_ATTENTION = "GroupQueryAttention"
+_BEFORE_ATTENTION = {"Split", "Slice", "Reshape", "Transpose", "SimplifiedLayerNormalization"}
+_BEFORE_ATTENTION |= {"Neg", "Concat", "Mul", "Add"}
 
 
 def quantize(model: ir.Model, precision: str) -> None:
@@ -58,6 +61,18 @@ def _head(logits: ir.Value) -> ir.Node | None:
         chain = [value for value in node.inputs if value is not None and value.const_value is None]
         node = chain[0].producer() if chain else None
     return node
+
+
+def _feeds_attention(value: ir.Value) -> bool:
+    """Whether only layout, norms and rotary stand between the value and an attention node."""
+    return any(
+        use.node.op_type == _ATTENTION
+        or (
+            use.node.op_type in _BEFORE_ATTENTION
+            and any(_feeds_attention(output) for output in use.node.outputs)
+        )
+        for use in value.uses()
+    )
 
 
 def _fp32(node: ir.Node) -> list[ir.Node]:
@@ -95,8 +110,12 @@ class _Lowering:
         weight = weight_of(value)
         assert value is not None
         name = value.name or ""
-        choose = self._storage.of_vocabulary if is_head else self._storage.of_layer
-        stored = () if weight is None else choose(weight, name)
+        stored: tuple[Matrix, ...] = ()
+        if weight is not None and is_head:
+            stored = self._storage.of_vocabulary(weight, name)
+        elif weight is not None:
+            attention = _feeds_attention(node.outputs[0])
+            stored = self._storage.of_layer(weight, name, attention=attention)
         bias = node.inputs[2] if len(node.inputs) == 3 else None
         if not stored:
             nodes = _fp32(node)

