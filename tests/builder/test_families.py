@@ -25,6 +25,7 @@ CONTEXT = 96
 PROMPT_LENGTHS = (3, 41, 17, 1, 29)
 NEW_TOKENS = 32
 TIE = 1e-4
+TOLERANCE = 1e-4
 
 _COMMON = {
     "hidden_size": 64,
@@ -146,23 +147,27 @@ def _logits(oracle: Any, ids: list[int]) -> np.ndarray:
     return oracle(input_ids=torch.tensor([ids])).logits[0].numpy()
 
 
-def _assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Within 1e-4 of the largest logit."""
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference of a logit, relative to the largest logit."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def test_prefill_logits_of_a_ragged_batch(family, prompts):
-    for ours, ids in zip(family.llm.batch_logits(prompts), prompts, strict=True):
-        _assert_close(ours, _logits(family.oracle, ids))
+    batch = zip(family.llm.batch_logits(prompts), prompts, strict=True)
+    error = max(_error(ours, _logits(family.oracle, ids)) for ours, ids in batch)
+    print(f"{family.name}: ragged prefill {error:.1e}")
+    assert error <= TOLERANCE
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_decode_and_chunked_prefill_logits(family, prompts, chunk):
     ids = max(prompts, key=len)
-    _assert_close(family.llm.logits(ids, chunk=chunk), _logits(family.oracle, ids))
+    error = _error(family.llm.logits(ids, chunk=chunk), _logits(family.oracle, ids))
+    print(f"{family.name}: {chunk} tokens a step {error:.1e}")
+    assert error <= TOLERANCE
 
 
-def test_greedy_ids_of_a_ragged_batch(family, prompts, record_property):
+def test_greedy_ids_of_a_ragged_batch(family, prompts):
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     outputs = family.llm.generate(prompts, params)
     ties = 0
@@ -170,7 +175,6 @@ def test_greedy_ids_of_a_ragged_batch(family, prompts, record_property):
         ids = list(output.outputs[0].token_ids)
         assert len(ids) == NEW_TOKENS
         ties += _ties(family.oracle, prompt, ids)
-    record_property("ties", ties)
     print(f"{family.name}: {ties} ties in {len(prompts) * NEW_TOKENS} positions")
     assert ties <= 0.01 * len(prompts) * NEW_TOKENS
 

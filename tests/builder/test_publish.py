@@ -26,13 +26,18 @@ def test_published_in_one_step_over_an_older_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def _fail_half_way(output) -> None:
+    with staging(output, "a") as folder:
+        _fill(folder, "new")
+        raise ZeroDivisionError
+
+
 def test_a_failed_build_leaves_the_older_artifact_and_nothing_else(tmp_path):
     with staging(tmp_path, "a") as folder:
         _fill(folder, "old")
         publish(folder, tmp_path / "a")
-    with pytest.raises(ZeroDivisionError), staging(tmp_path, "a") as folder:
-        _fill(folder, "new")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        _fail_half_way(tmp_path)
     assert (tmp_path / "a" / "engine" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

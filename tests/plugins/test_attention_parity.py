@@ -1,4 +1,4 @@
-"""One sweep holds the numpy reference, the eager op and each lowering of CachedAttention together."""
+"""One sweep holds the numpy reference, the eager op and each lowering together."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class KVEntry:
-    """The cache: 2 * layers tensors ``k_cache.i``, ``v_cache.i`` [blocks, kv_heads, size, head_dim]."""
+    """The cache: ``k_cache.i`` and ``v_cache.i`` [blocks, kv_heads, size, head_dim] a layer."""
 
     layout: Literal["slots", "paged"]
     layers: int

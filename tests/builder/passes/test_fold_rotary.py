@@ -32,7 +32,6 @@ class CachedAttention(OpRun):
 
 def _rotated(name: str, heads: int, width: int) -> str:
     """The graph text of rotary over the first ``width`` dimensions of each head."""
-    half = width // 2
     whole = f"""
       {name}v = Reshape <allowzero = 0> ({name}, {name}shape)
       {name}t = Transpose <perm = [0, 2, 1, 3]> ({name}v)

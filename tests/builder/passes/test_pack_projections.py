@@ -39,7 +39,8 @@ def test_one_product_and_a_split(graph, rng, text, shapes):
 
 def test_other_activations_are_not_packed(graph, rng):
     text = """
-    two (float[B, 8] x, float[B, 8] z, float[6, 8] a, float[6, 8] b) => (float[B, 6] p, float[B, 6] q)
+    two (float[B, 8] x, float[B, 8] z, float[6, 8] a, float[6, 8] b)
+    => (float[B, 6] p, float[B, 6] q)
     { p = enginewright.Linear (x, a) q = enginewright.Linear (z, b) }
     """
     made = graph(text, a=np.ones((6, 8), np.float32), b=np.ones((6, 8), np.float32))

@@ -2,8 +2,8 @@
 
 Before: CachedAttention(q, k, v, k_cache [blocks, ...], v_cache, block_table, past, new, cos, sin).
 After: GroupQueryAttention(q, k, v, k_cache [B, ...], v_cache, past + new - 1, longest total,
-cos, sin); the rows of the step are one contiguous range of the pool, so no table is needed. Where q, k
-and v are one Split of a packed projection, the op takes the packed tensor.
+cos, sin); the rows of the step are one contiguous range of the pool, so no table is needed.
+Where q, k and v are one Split of a packed projection, the op takes the packed tensor.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _even_prefill(batch: StepBatch) -> StepBatch:
     ONNX Runtime's products treat a last single row by another kernel, whose sums are rounded
     differently: of an odd width, the last position would depend on the batch that it is in.
     """
-    rows, width = batch.input_ids.shape
+    width = batch.input_ids.shape[1]
     if width % 2 == 0 or batch.past_lengths.any():
         return batch
     row, position = np.divmod(batch.logits_index, width)
