@@ -113,6 +113,33 @@ def test_an_unknown_architecture_is_refused_with_those_known(checkpoint: Path, t
         build(recipe_for(other), tmp_path / "out", progress=quietly)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "dynamic",
+        ),
+        ({"hidden_act": "swoosh"}, "swoosh"),
+        ({"model_type": "mistral"}, "model_type 'mistral'"),
+    ],
+)
+def test_a_config_outside_what_agrees_is_refused(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], said: str
+):
+    other = edited(checkpoint, tmp_path, **changes)
+    with pytest.raises(UnsupportedModelError, match=said):
+        build(recipe_for(other), tmp_path / "out", progress=quietly)
+
+
+def test_an_odd_context_is_filled_to_its_end(checkpoint: Path, tmp_path: Path):
+    recipe = recipe_for(checkpoint, limits={"max_context": 65, "max_batch": 24})
+    with LLM(build(recipe, tmp_path, progress=quietly), threads=1) as llm:
+        params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+        (output,) = llm.generate([list(range(3, 60))], params)
+    assert len(output.outputs[0].token_ids) == 65 - 57
+
+
 def test_a_context_beyond_the_model_is_refused(checkpoint: Path, tmp_path: Path):
     recipe = recipe_for(checkpoint, limits={"max_context": 129})
     with pytest.raises(RecipeError, match=r"limits\.max_context: 129 .* 128"):

@@ -15,6 +15,7 @@ from enginewright.runtime.errors import BuildError
 def _fill(folder, text: str) -> None:
     (folder / "engine").mkdir(exist_ok=True)
     (folder / "engine" / "file").write_text(text)
+    (folder / "manifest.json").write_text("{}")
 
 
 def test_published_in_one_step_over_an_older_one(tmp_path):
@@ -46,7 +47,22 @@ def test_evidence_is_not_hashed(tmp_path):
     _fill(tmp_path, "x")
     (tmp_path / "evidence").mkdir()
     (tmp_path / "evidence" / "build.json").write_text("{}")
-    assert list(hash_files(tmp_path)) == ["engine/file"]
+    assert list(hash_files(tmp_path)) == ["engine/file", "manifest.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_is_no_artifact_is_never_replaced(tmp_path, kind):
+    place = tmp_path / "a"
+    if kind == "folder":
+        place.mkdir()
+        (place / "precious.txt").write_text("mine")
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BuildError, match="no artifact of an earlier build"):
+        _fail_half_way(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 _NO_SPACE = """

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.manifest import seal
 
 
 def test_the_page_names_what_the_artifact_holds(tiny_artifact: Path) -> None:
@@ -55,7 +56,7 @@ def test_the_conformance_table_is_shown(tiny_artifact: Path, tmp_path: Path) -> 
             {"name": "greedy ties", "value": 2, "bound": "", "passed": True},
         ]
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (folder / "manifest.json").write_text(seal(manifest), "utf-8")
     lines = CliRunner().invoke(main, ["inspect", str(folder)]).stdout.splitlines()
 
     shown = [line.split() for line in lines]

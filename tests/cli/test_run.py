@@ -92,9 +92,6 @@ def test_timings_are_told(tiny_artifact: Path) -> None:
     [
         ([""], "the prompt is empty"),
         (["x" * 20_000], "this engine's limit is"),
-        (["hi", "--temperature", "9"], "temperature=9.0"),
-        (["hi", "--max-tokens", "0"], "max_tokens=0"),
-        (["hi", "--top-k", "-7"], "top_k=-7"),
     ],
 )
 def test_a_wrong_request_is_exit_code_1(
@@ -104,6 +101,24 @@ def test_a_wrong_request_is_exit_code_1(
 
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--temperature", "9", "temperature=9.0"),
+        ("--max-tokens", "0", "max_tokens=0"),
+        ("--top-k", "-7", "top_k=-7"),
+    ],
+)
+def test_a_wrong_option_is_wrong_usage(
+    tiny_artifact: Path, option: str, value: str, said: str
+) -> None:
+    result = run(tiny_artifact, "hi", option, value)
+
+    assert result.exit_code == 2
     assert said in result.stderr
     assert not result.stdout
 

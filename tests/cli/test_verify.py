@@ -47,7 +47,7 @@ def test_a_missed_bound_is_exit_code_1(artifact: Path) -> None:
     result = verify(artifact)
 
     assert result.exit_code == 1
-    (row,) = (line for line in result.stdout.splitlines() if line.startswith("perplexity increase"))
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("perplexity change"))
     assert row.split()[-1] == "MISSED"
 
 

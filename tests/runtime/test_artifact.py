@@ -24,6 +24,7 @@ from enginewright.runtime.errors import (
     TargetError,
 )
 from enginewright.runtime.integrity import FileState, VerifiedFiles, cache_folder
+from enginewright.runtime.manifest import seal
 
 WEIGHTS = "engine/weights.bin"
 
@@ -58,7 +59,17 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     path = folder / "manifest.json"
     data = json.loads(path.read_text("utf-8"))
     change(data)
-    path.write_text(json.dumps(data), "utf-8")
+    path.write_text(seal(data), "utf-8")
+
+
+def test_every_altered_value_of_the_manifest_is_found(folder: Path) -> None:
+    path = folder / "manifest.json"
+    text = path.read_text("utf-8")
+    for place in range(0, len(text), 7):
+        changed = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
+        path.write_text(changed, "utf-8")
+        with pytest.raises(ArtifactError):
+            Artifact.open(folder)
 
 
 def test_a_good_artifact_opens(folder: Path) -> None:

@@ -5,6 +5,7 @@ Entries are files below the user's cache folder; they are written under another 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from enginewright.plugins.attention import contract
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.integrity import cache_folder
 
@@ -42,11 +44,14 @@ def digest(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest(*files: str) -> str:
-    """SHA-256 over the content of source files, so that a changed stage runs again."""
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the builder's and the plugins' own files, so that what changed runs again."""
     total = hashlib.sha256()
-    for file in files:
-        total.update(Path(file).read_bytes())
+    for root in (Path(__file__).parent, Path(contract.__file__).parent):
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".py", ".txt"):
+                total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()
 
 

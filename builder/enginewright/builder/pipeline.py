@@ -14,14 +14,14 @@ from transformers import PreTrainedConfig
 
 from enginewright.builder.cache import TOOLS, cached_file, code_digest, digest, tool_versions
 from enginewright.builder.export import CacheShape, Exported, attach_weights, export
-from enginewright.builder.families import Family, family_of
+from enginewright.builder.families import Family, check_config, family_of
 from enginewright.builder.memory import StageMeter
 from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging, write_json
 from enginewright.builder.recipe import Recipe
 from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
 from enginewright.builder.targets import CompileRequest, target_of
-from enginewright.plugins.attention import export as attention_export
+from enginewright.runtime.artifact import sha256_file
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.llm import LLM
@@ -56,10 +56,12 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
         with run.stage("source"):
             source = open_source(recipe.source)
             family = family_of(source.architecture)
+            config = source.model_config()
+            check_config(source.architecture, config)
             recipe.check_positions(source.positions)
             source.write_tokenizer(folder)
         with run.stage("export"):
-            exported = _exported(source.model_config(), family)
+            exported = _exported(config, family)
         with run.stage("compile"):
             engine = _compile(recipe, source, exported, folder)
         with run.stage("reference"):
@@ -101,7 +103,7 @@ def _exported(config: PreTrainedConfig, family: Family) -> Exported:
             "config": config.to_dict(),
             "family": family.architecture,
             "tools": tool_versions(),
-            "code": code_digest(str(export.__code__.co_filename), attention_export.__file__),
+            "code": code_digest(),
         }
     )
 
@@ -134,8 +136,8 @@ def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
             "source": source.digest,
             "max_context": min(max_context, 1024),
             "tools": tool_versions(),
-            "code": code_digest(str(make_reference.__code__.co_filename)),
-            "tokenizer": code_digest(str(folder / "tokenizer.json")),
+            "code": code_digest(),
+            "tokenizer": sha256_file(folder / "tokenizer.json"),
         }
     )
 
@@ -151,7 +153,7 @@ def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
 def _conformance(recipe: Recipe, reference: Reference, folder: Path) -> Report:
     """Load the engine back through the runtime and hold it to the recipe's thresholds."""
     thresholds = recipe.thresholds.model_dump(exclude_none=True)
-    with LLM(folder, verify="never", generation_config="vllm") as llm:
+    with LLM(folder, verify="never") as llm:
         declared = llm.engine_info.batch_invariant
         report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
     if not report.passed:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.manifest import FileEntry
+from enginewright.runtime.manifest import MANIFEST_NAME, FileEntry
 
 _EXCHANGE = 2
 _AT_FDCWD = -100
 EVIDENCE = "evidence"
+_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -29,10 +30,10 @@ def staging(output: Path, name: str) -> Iterator[Path]:
     Raises BuildError where the disk is full or the folder cannot be written.
     """
     folder = output / f".{name}.{os.getpid()}.partial"
+    _check_place(output / name)
     try:
         output.mkdir(parents=True, exist_ok=True)
         _remove_stale(output, name)
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
     except OSError as error:
@@ -41,11 +42,22 @@ def staging(output: Path, name: str) -> Iterator[Path]:
                 f"no space left in {output} ({error.strerror}); free some space or choose another "
                 f"--output. An artifact that was there before is untouched"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _UNWRITABLE:
             raise BuildError(f"cannot write to {output} ({error.strerror})") from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_place(place: Path) -> None:
+    """An artifact may be replaced; anything else that stands there is somebody's."""
+    if not place.exists() and not place.is_symlink():
+        return
+    if place.is_symlink() or not (place / MANIFEST_NAME).is_file():
+        raise BuildError(
+            f"{place} exists and is no artifact of an earlier build; move it away, or choose "
+            f"another name or --output"
+        )
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:

@@ -115,7 +115,7 @@ class SourceSpec(_Model):
 class Limits(_Model):
     """How much an engine must be able to hold."""
 
-    max_context: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=1 << 24)]
+    max_context: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2, le=1 << 24)]
     """Tokens of one row, prompt and output together; at most the model's positions."""
     max_batch: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=4096)] = 32
     """Rows that may run together."""
@@ -135,14 +135,16 @@ class Thresholds(_Model):
     max_kl: _Bound | None = None
     """The largest KL divergence at any single position, in nats."""
     max_perplexity_increase: _Bound | None = None
-    """Relative increase of the perplexity on the bundled text: 0.01 is one percent."""
+    """Relative change of the perplexity on the bundled text, up or down: 0.01 is one percent."""
 
 
 DEFAULT_THRESHOLDS: Mapping[str, Thresholds] = {
     "fp32": Thresholds(
         min_greedy_agreement=1.0,
         min_top1_agreement=0.999,
+        min_topk_agreement=0.99,
         max_mean_kl=1e-4,
+        max_kl=0.01,
         max_perplexity_increase=0.001,
     ),
     "int8": Thresholds(min_top1_agreement=0.95, max_mean_kl=0.02, max_perplexity_increase=0.01),

@@ -5,6 +5,7 @@ Exit codes: 0 good, 1 failed (``error: ...`` on stderr), 2 wrong usage.
 
 from __future__ import annotations
 
+import errno
 from typing import IO, Any
 
 import click
@@ -37,6 +38,10 @@ class _Root(LazyGroup):
             return super().invoke(ctx)
         except EnginewrightError as error:
             raise Failure(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
+                raise
+            raise Failure(f"{error.strerror}: {error.filename or 'output'}") from error
 
 
 @click.group(

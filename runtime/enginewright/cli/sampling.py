@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from enginewright.runtime.errors import SamplingParamsError
+
 if TYPE_CHECKING:
     from enginewright.runtime import LLM, SamplingParams
 
@@ -40,4 +42,7 @@ def effective(llm: LLM, options: Mapping[str, Any], max_tokens: int) -> Sampling
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "max_tokens" not in llm.manifest.sampling_defaults:
         given.setdefault("max_tokens", max_tokens)
-    return dataclasses.replace(llm.get_default_sampling_params(), **given)
+    try:
+        return dataclasses.replace(llm.get_default_sampling_params(), **given)
+    except SamplingParamsError as error:
+        raise click.UsageError(str(error)) from error

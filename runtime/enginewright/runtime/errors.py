@@ -9,7 +9,7 @@ EnginewrightError
 ├── RequestError (ValueError) one request is wrong; other requests are not harmed
 │   ├── SamplingParamsError       a sampling parameter is out of range
 │   ├── PromptError               empty, not text, or token ids out of the vocabulary
-│   ├── ContextLengthError        prompt and max_tokens do not fit the engine's limit
+│   ├── ContextLengthError        the prompt does not fit the engine's limit
 │   └── ChatTemplateError         template missing, refused by the sandbox, or out of bounds
 ├── MissingDependencyError    an extra is not installed
 └── BuildError                a build cannot go on
@@ -59,7 +59,7 @@ class PromptError(RequestError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt, or the prompt and max_tokens, exceed the engine's max_context."""
+    """The prompt leaves no room for a token within the engine's max_context."""
 
 
 class ChatTemplateError(RequestError):

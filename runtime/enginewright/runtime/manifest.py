@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from enginewright.runtime.errors import ArtifactError, SchemaVersionError
+from enginewright.runtime.errors import ArtifactError, IntegrityError, SchemaVersionError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -121,14 +122,15 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """Canonical text: sorted keys, two spaces, one final newline."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """The sealed text of all fields."""
+        return seal(asdict(self))
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
     """Read a manifest's text; ``where`` names it in errors.
 
-    Raises SchemaVersionError for another schema, ArtifactError for anything malformed.
+    Raises SchemaVersionError for another schema, IntegrityError for an altered text, ArtifactError
+    for anything malformed.
     """
     try:
         data = json.loads(text)
@@ -140,10 +142,34 @@ def parse_manifest(text: str, where: str) -> Manifest:
             f"{where}: schema version {version!r} found, this runtime reads {SCHEMA_VERSION}; "
             f"rebuild the artifact with this version, or install the version that wrote it"
         )
+    stated = data.pop("sha256", None)
+    if stated != _digest(data):
+        raise IntegrityError(
+            f"{where}: altered since it was written (its own sha256 differs); build the artifact "
+            f"again, or take it from where it came"
+        )
     try:
         return _manifest(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{where}: manifest is malformed ({error!r}); rebuild it") from error
+
+
+def seal(data: Mapping[str, Any]) -> str:
+    """Canonical text: sorted keys, two spaces, one final newline.
+
+    ``sha256`` digests all other fields, so that an altered manifest is found out as well.
+    """
+    fields = {name: value for name, value in data.items() if name != "sha256"}
+    return _canonical({**fields, "sha256": _digest(fields)})
+
+
+def _canonical(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = _canonical(data).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from enginewright.runtime.errors import UnsupportedModelError
 
@@ -37,7 +41,43 @@ _ROWS = (
     Family("GraniteForCausalLM"),
     Family("SmolLM3ForCausalLM"),
 )
+_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 FAMILIES = {row.architecture: row for row in _ROWS}
+
+
+def check_config(architecture: str, config: PreTrainedConfig) -> None:
+    """Refuse what a family can be configured to and has not been shown to agree in.
+
+    Raises UnsupportedModelError, which names the field and its value.
+    """
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if expected != architecture:
+        raise UnsupportedModelError(
+            f"config: architectures says {architecture!r}, model_type {config.model_type!r} is "
+            f"{expected!r}; they have to agree"
+        )
+    for rope_type in _rope_types(getattr(config, "rope_parameters", None) or {}):
+        if rope_type not in _ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"config: rope_type {rope_type!r} cannot be built; supported: "
+                f"{', '.join(sorted(_ROPE_TYPES))}"
+            )
+    activation = getattr(config, "hidden_act", None)
+    if activation is not None and activation not in ACT2FN:
+        raise UnsupportedModelError(f"config: hidden_act {activation!r} is unknown to transformers")
+    if config.model_type == "gemma3_text" and getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedModelError(
+            "config: use_bidirectional_attention cannot be built: engines attend causally"
+        )
+
+
+def _rope_types(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Of the whole model, or of each kind of its layers."""
+    for name, value in parameters.items():
+        if name == "rope_type":
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _rope_types(value)
 
 
 def family_of(architecture: str) -> Family:

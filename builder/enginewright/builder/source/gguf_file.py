@@ -80,7 +80,7 @@ def open_gguf(path: Path) -> GgufFile:
     reader = _Reader(np.asarray(np.memmap(path, np.uint8, "r")))
     try:
         metadata, table = reader.header()
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise SourceError(f"{path}: truncated or damaged in its header ({error!r})") from error
     if not isinstance(metadata.get("general.architecture"), str):
         raise SourceError(f"{path}: damaged: no general.architecture in its metadata")

@@ -41,6 +41,7 @@ class CpuTarget(Target):
 def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
     """Rewrite the exported graph for ONNX Runtime; Linear is left to the precision."""
 
+    # The backend pads a prefill to an even width, so the tables have an even length too.
     def rotates(rotary_dim: int) -> bool:
         # What GroupQueryAttention asks of heads that it is to rotate.
         return head_dim % 16 == 0 and rotary_dim % 16 == 0
@@ -49,7 +50,7 @@ def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
     canonical_linear(model)
     fuse_norm(model)
     fuse_activation(model)
-    fold_rotary(model, positions=max_context, takes=rotates)
+    fold_rotary(model, positions=max_context + max_context % 2, takes=rotates)
     simplify(model)
     pack_projections(model)
     fuse_skip(model)

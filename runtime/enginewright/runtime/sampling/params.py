@@ -49,7 +49,8 @@ class SamplingParams:
     min_p: float = 0.0
     """0 to 1: leave out tokens less likely than this times the likeliest one."""
     seed: int | None = None
-    """Makes the request repeatable, whatever runs beside it; None or -1: fresh entropy."""
+    """Makes the request repeatable; None or -1: fresh entropy. The draws do not depend on what
+    runs beside it, nor do the logits on an engine that declares itself batch invariant."""
     stop: str | Sequence[str] | None = None
     """Strings that end the output; a tuple once constructed."""
     stop_token_ids: Sequence[int] | None = None
