@@ -78,6 +78,7 @@ def test_an_artifact_is_complete(checkpoint: Path, tmp_path: Path):
     assert manifest["conformance"]["passed"] is True
     assert manifest["source"]["digest"].startswith("sha256:")
     assert str(tmp_path) not in (artifact / "manifest.json").read_text()
+    assert b"site-packages" not in (artifact / "engine" / "model.onnx").read_bytes()
     stages = json.loads((artifact / "evidence" / "build.json").read_text())["stages"]
     assert set(stages) == {"source", "export", "compile", "reference", "conformance"}
 

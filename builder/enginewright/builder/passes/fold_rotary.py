@@ -45,7 +45,9 @@ def fold_rotary(model: ir.Model, positions: int, takes: Callable[[int], bool]) -
         if q is None or k is None:
             continue
         rotated = _rotation(q.inputs[0]), _rotation(k.inputs[0])
-        if rotated[0] is None or rotated[1] is None or rotated[0].cos is not rotated[1].cos:
+        if rotated[0] is None or rotated[1] is None:
+            continue
+        if rotated[0].cos is not rotated[1].cos or rotated[0].sin is not rotated[1].sin:
             continue
         found = tables.of(rotated[0])
         if found is None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
@@ -33,6 +34,8 @@ class CpuTarget(Target):
         lower(model, request.limits.max_context, request.caches[0].head_dim)
         quantize(model, request.precision)
         simplify(model)
+        # Tracing leaves stack traces on nodes, which name folders of this machine.
+        common.ClearMetadataAndDocStringPass()(model)
         (request.folder / "engine").mkdir()
         save_model(model, request.folder / _MODEL, request.folder / _WEIGHTS)
         return _describe(model, request)
