@@ -37,8 +37,12 @@ def test_fused_to_one_node_with_equal_output(graph, rng, weight):
     np.testing.assert_allclose(made.run(x)[0], before, rtol=1e-5, atol=1e-6)
 
 
-def test_another_power_is_left_alone(graph, rng):
-    text = _NORM.format(weight=_PLAIN).replace("two = {2.0}", "two = {3.0}")
+@pytest.mark.parametrize(
+    ("old", "new"), [("two = {2.0}", "two = {3.0}"), ("axis = {-1}", "axis = {1}")]
+)
+def test_another_power_or_axis_is_left_alone(graph, rng, old, new):
+    text = _NORM.format(weight=_PLAIN).replace(old, new)
+    assert new in text
     made = graph(text, w=np.ones(320, np.float32))
     fuse_norm(made.model)
     assert "SimplifiedLayerNormalization" not in made.ops()

@@ -68,7 +68,9 @@ def _mean_of_squares(reciprocal: ir.Node) -> tuple[ir.Value, float] | None:
     for mean_value, epsilon_value in (total.inputs, total.inputs[::-1]):
         mean, epsilon = producer(mean_value, "ReduceMean"), scalar(epsilon_value)
         square = producer(mean.inputs[0], "Pow") if mean else None
-        if square is not None and epsilon is not None and scalar(square.inputs[1]) == 2.0:
+        if mean is None or square is None or epsilon is None or scalar(mean.inputs[1]) != -1:
+            continue  # only a mean over the last axis is a norm
+        if scalar(square.inputs[1]) == 2.0:
             assert square.inputs[0] is not None
             return square.inputs[0], epsilon
     return None
