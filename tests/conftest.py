@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,15 @@ _TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 _LOGIT_DEVIATION = 4.0
+_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 128,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,6 +46,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def make_checkpoint() -> MakeCheckpoint:
     """``make_checkpoint(folder, config, seed=0, **save) -> folder``: a Hugging Face checkpoint.
 
+    ``config``: one of transformers', or what differs from a tiny Llama's.
     Random weights large enough that every part of the model matters, and a head scaled so that
     logits are well spread. The tokenizer is a byte-level BPE: <s> 0, </s> 1, <pad> 2, then the 256
     bytes, then merges up to the config's vocab_size, which is at least 259. ``save`` goes to
@@ -47,15 +57,17 @@ def make_checkpoint() -> MakeCheckpoint:
 
 def _make_checkpoint(
     folder: Path,
-    config: PreTrainedConfig,
+    config: PreTrainedConfig | Mapping[str, Any],
     seed: int = 0,
     *,
     dtype: str = "float32",
     **save: Any,
 ) -> Path:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
+    if isinstance(config, Mapping):
+        config = LlamaConfig(**(_LLAMA | config))
     folder.mkdir(parents=True, exist_ok=True)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
     torch.manual_seed(seed)
@@ -106,25 +118,15 @@ def tiny_artifact(
     make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A tiny random Llama, built by the pipeline for the CPU in fp32. Tests must not change it."""
-    from transformers import LlamaConfig
-
     from enginewright.builder.pipeline import build
     from enginewright.builder.recipe import make_recipe
 
     folder = tmp_path_factory.mktemp("tiny")
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=320,
-        max_position_embeddings=600,
-    )
+    checkpoint = make_checkpoint(folder / "checkpoint", {"max_position_embeddings": 600})
     recipe = make_recipe(
         {
             "name": "tiny",
-            "source": {"path": str(make_checkpoint(folder / "checkpoint", config))},
+            "source": {"path": str(checkpoint)},
             "target": "cpu",
             "precision": "fp32",
             "limits": {"max_context": 600, "max_batch": 24},

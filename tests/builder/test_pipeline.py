@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
 
 from enginewright.builder.pipeline import build
 from enginewright.builder.recipe import Recipe, make_recipe
@@ -27,16 +26,7 @@ from enginewright.runtime.errors import (
 
 @pytest.fixture(scope="module")
 def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory) -> Path:
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=320,
-        max_position_embeddings=128,
-    )
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), config)
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), {})
 
 
 def recipe_for(checkpoint: Path, precision: str = "fp32", **changes: Any) -> Recipe:

@@ -46,9 +46,9 @@ def message(**changes: Any) -> str:
 
 
 def test_the_recipes_of_the_repository_are_legal_and_cover_every_precision() -> None:
-    recipes = [load_recipe(path) for path in sorted(SHIPPED.glob("*.yaml"))]
-    assert {recipe.precision for recipe in recipes} >= set(PRECISIONS["cpu"])
-    assert all(path.stem == load_recipe(path).name for path in SHIPPED.glob("*.yaml"))
+    recipes = {path: load_recipe(path) for path in SHIPPED.iterdir()}
+    assert {recipe.precision for recipe in recipes.values()} >= set(PRECISIONS["cpu"])
+    assert all(path.name == f"{recipe.name}.yaml" for path, recipe in recipes.items())
 
 
 def test_thresholds_of_the_shipped_recipes() -> None:
@@ -125,6 +125,35 @@ def test_all_problems_are_told_at_once() -> None:
     assert "limits.max_context: 0 is not legal" in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": 5}, "target: 5 is not legal: it must be text"),
+        ({"limits": 5}, "limits: 5 is not legal: it must be a mapping with the keys max_context"),
+        ({"source": "a"}, "source: 'a' is not legal: it must be a mapping with the keys path, "),
+        ({"source": {"path": 5}}, "source.path: 5 is not legal: it must be a path"),
+        ({"conformance": 3}, "conformance: 3 is not legal: it must be a mapping"),
+        ({"conformance": {"int8": []}}, "a mapping with the keys min_greedy_agreement, "),
+        ({"conformance": {"int8": 3}}, "conformance.int8: 3 is not legal: it must be a mapping"),
+        ({"conformance": {8: {}}}, "conformance.8: 8 is not legal: it must be text"),
+        ({"limits": {"max_context": "many"}}, "'many' is not legal: it must be an integer"),
+        ({"limits": {"max_context": 1.5}}, "1.5 is not legal: it must be an integer"),
+        ({"limits": {"max_context": 1}}, "1 is not legal: it must be at least 2"),
+        ({"limits": {"max_context": 1 << 30}}, "it must be at most 16777216"),
+        ({"conformance": {"int8": {"max_kl": float("inf")}}}, "it must be a finite number"),
+        ({"conformance": {"int8": {"max_kl": "much"}}}, "'much' is not legal: it must be a number"),
+        ({"name": "a/b"}, "name: 'a/b' is not legal: it must be 1 to 128 letters, digits"),
+        ({"source": {"hub": "a/b", "revision": "main"}}, "it must be a commit's 40 hexadecimal"),
+        ({"source": {"hub": "a/b/c", "revision": COMMIT}}, "a repository, as owner/name"),
+        ({"source": {"package": "a", "file": "b", "sha256": "1"}}, "64 hexadecimal digits"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words(changes: dict[str, Any], said: str) -> None:
+    told = message(**changes)
+    assert said in told
+    assert not any(word in told for word in ("Input", "pattern", "dictionary", "instance", "class"))
+
+
 @pytest.mark.parametrize("missing", ["name", "source", "target", "precision", "limits"])
 def test_a_missing_key_is_named(missing: str) -> None:
     assert f"{missing}: missing" in message(**{missing: None})
@@ -146,7 +175,7 @@ def test_a_threshold_of_no_precision_is_an_error() -> None:
 
 
 def test_an_unknown_target_lists_the_legal_ones() -> None:
-    assert "target: 'tpu' is not legal: legal: cpu" in message(target="tpu")
+    assert "target: 'tpu' is not legal: it must be cpu" in message(target="tpu")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a"])

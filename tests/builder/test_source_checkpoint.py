@@ -161,7 +161,7 @@ def test_an_unknown_architecture_is_refused_by_name(copy: Path) -> None:
 
 
 def test_an_illegal_config_is_an_error(copy: Path) -> None:
-    edit_config(copy, hidden_size="wide")
+    edit_config(copy, rms_norm_eps="small")
     with pytest.raises(SourceError, match="not a legal llama config"):
         opened(copy).model_config()
 

@@ -18,6 +18,7 @@ from enginewright.builder.recipe import SourceSpec
 from enginewright.builder.source import Source, open_source
 from enginewright.builder.source.gguf_file import GgufTensor
 from enginewright.builder.source.gguf_weight import GgufWeight
+from enginewright.builder.weights import transposed
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
 Make = Callable[..., Path]
@@ -260,6 +261,9 @@ def test_a_quantized_matrix_that_is_transposed(
     loaded = source.reference_model().state_dict()
     name = "transformer.h.0.mlp.c_fc.weight"
     np.testing.assert_array_equal(source.weight(name).numpy(), loaded[name].numpy())
+    blocks = transposed(source.weight(name)).blocks()
+    assert blocks is not None
+    np.testing.assert_array_equal(blocks.dequantize(), loaded[name].numpy().T)
 
 
 @pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q2_K, Type.Q3_K])

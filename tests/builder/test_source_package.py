@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import transformers
 from tokenizers import Tokenizer
 
 from enginewright.builder.recipe import SourceSpec, load_recipe
-from enginewright.builder.source import open_source
+from enginewright.builder.source import Source, open_source
 from enginewright.runtime.errors import SourceError
 
 Make = Callable[..., Path]
@@ -56,47 +55,43 @@ def test_another_content_is_refused(installed: Path) -> None:
 def test_the_pinned_file_is_opened_and_the_package_never_imported(
     make_checkpoint: Make, make_gguf: Make, installed: Path, tmp_path: Path
 ) -> None:
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        vocab_size=260,
-        max_position_embeddings=64,
-    )
     keys = {
-        "context_length": 64,
-        "embedding_length": 32,
-        "feed_forward_length": 48,
-        "block_count": 1,
+        "context_length": 128,
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "block_count": 2,
         "attention.head_count": 4,
+        "attention.head_count_kv": 2,
         "attention.layer_norm_rms_epsilon": 1e-6,
     }
-    make_gguf(make_checkpoint(tmp_path / "checkpoint", config), installed, "llama", keys)
+    make_gguf(make_checkpoint(tmp_path / "checkpoint", {}), installed, "llama", keys)
     digest = hashlib.sha256(installed.read_bytes()).hexdigest()
     source = open_source(spec(digest))
     assert (source.kind, source.revision) == ("package", "1.2")
     assert source.reference == "tiny-model/tiny_model/model.gguf"
-    assert source.weight("lm_head.weight").shape == (260, 32)
+    assert source.weight("lm_head.weight").shape == (320, 64)
     installed.write_bytes(installed.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(SourceError, match="the file was altered"):
         open_source(spec(digest))
 
 
-def test_the_demo_s_model() -> None:
+@pytest.fixture(scope="module")
+def demo() -> Source:
     recipe = load_recipe(RECIPE)
     try:
         metadata.distribution(str(recipe.source.package))
     except metadata.PackageNotFoundError:
         pytest.skip(f"the package {recipe.source.package} is not installed")
-    source = open_source(recipe.source)
-    assert source.architecture == "LlamaForCausalLM"
-    assert (source.positions, source.eos_token_ids, source.bos_token_id) == (8192, (2,), 1)
-    loaded = source.reference_model()
+    return open_source(recipe.source)
+
+
+def test_the_demo_s_model(demo: Source) -> None:
+    assert demo.architecture == "LlamaForCausalLM"
+    assert (demo.positions, demo.eos_token_ids, demo.bos_token_id) == (8192, (2,), 1)
+    loaded = demo.reference_model()
     kinds = []
     for name, parameter in loaded.named_parameters():
-        weight = source.weight(name)
+        weight = demo.weight(name)
         expected = parameter.detach().numpy()
         np.testing.assert_array_equal(weight.rows(0, 64), expected[:64])
         blocks = weight.blocks()
@@ -106,14 +101,8 @@ def test_the_demo_s_model() -> None:
     assert (kinds.count(4), kinds.count(8), kinds.count(None)) == (210, 1, 61)
 
 
-def test_the_demo_s_tokenizer(tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPE)
-    try:
-        metadata.distribution(str(recipe.source.package))
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"the package {recipe.source.package} is not installed")
-    source = open_source(recipe.source)
-    source.write_tokenizer(tmp_path)
+def test_the_demo_s_tokenizer(demo: Source, tmp_path: Path) -> None:
+    demo.write_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = "<|im_start|>user\nWhat is 12  345?<|im_end|>\n"
     encoded = tokenizer.encode(text)

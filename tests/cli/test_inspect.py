@@ -49,13 +49,12 @@ def test_json_is_the_manifest_and_what_follows_from_it(tiny_artifact: Path) -> N
 def test_the_conformance_table_is_shown(tiny_artifact: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    manifest["conformance"] = {
-        "rows": [
-            {"name": "top-1 agreement", "value": 0.9614, "bound": ">= 0.95", "passed": True},
-            {"name": "mean KL", "value": 0.3, "bound": "<= 0.02", "passed": False},
-            {"name": "greedy ties", "value": 2, "bound": "", "passed": True},
-        ]
-    }
+    rows = [
+        {"name": "top-1 agreement", "value": 0.9614, "bound": ">= 0.95", "passed": True},
+        {"name": "mean KL", "value": 0.3, "bound": "<= 0.02", "passed": False},
+        {"name": "greedy ties", "value": 2, "bound": "", "passed": True},
+    ]
+    manifest["conformance"] = {"plain": {"rows": rows}}
     (folder / "manifest.json").write_text(seal(manifest), "utf-8")
     lines = CliRunner().invoke(main, ["inspect", str(folder)]).stdout.splitlines()
 

@@ -98,6 +98,41 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert result.exit_code == 2, result.output
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("precision", "--set precision: the form is path=value"),
+        ("=int8", "--set =int8: the form is path=value"),
+        ("limits..max_batch=1", "the form is path=value"),
+        ("limits={", "--set limits={: the value is not YAML: expected the node content"),
+    ],
+)
+def test_a_change_of_another_form_is_wrong_usage(tmp_path: Path, change: str, said: str) -> None:
+    pytest.importorskip("torch")
+    result = CliRunner().invoke(main, ["build", str(tmp_path / "recipe.yaml"), "--set", change])
+
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+
+
+def test_a_change_that_the_recipe_does_not_allow_is_a_failure(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "recipe.yaml").write_text("name: a\n")
+    arguments = ["build", str(tmp_path / "recipe.yaml"), "--set", "precision=int9"]
+    result = CliRunner().invoke(main, arguments)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_precision_that_a_peer_lacks_is_wrong_usage(tiny_artifact: Path) -> None:
+    arguments = ["bench", "peers", str(tiny_artifact), "--precision", "int3"]
+    result = CliRunner().invoke(main, arguments)
+
+    assert result.exit_code == 2
+    assert "--precision int3: onnxruntime-genai has fp32, int8, int4" in result.stderr
+
+
 def test_a_misspelt_verb_is_answered_by_the_nearest() -> None:
     assert "Did you mean 'inspect'?" in CliRunner().invoke(main, ["inspekt"]).output
 

@@ -59,7 +59,9 @@ def test_json_says_the_same(artifact: Path, bound: float, passed: bool) -> None:
 
     assert data["passed"] is passed
     assert result.exit_code == (0 if passed else 1)
-    assert {"name", "value", "bound", "passed"} == data["rows"][0].keys()
+    (plan,) = data["plans"].values()
+    assert plan["passed"] is passed
+    assert {"name", "value", "bound", "passed"} == plan["rows"][0].keys()
 
 
 def test_one_flipped_byte_is_found(artifact: Path) -> None:

@@ -129,7 +129,7 @@ def test_eos_and_stop_tokens_end_a_request_and_say_why(null_engine: Any) -> None
     stopping = SamplingParams(temperature=0, max_tokens=6, stop_token_ids=[ids[3]])
     stopped = generation(engine, 2, [5], stopping)
     run(EngineCore(engine), [eos, ignored, stopped])
-    results = [each.output().outputs[0] for each in (eos, ignored, stopped)]
+    results = [each.output() for each in (eos, ignored, stopped)]
     assert [result.token_ids for result in results] == [ids[:end], ids, ids[:end]]
     assert [result.finish_reason for result in results] == ["stop", "length", "stop"]
     assert [result.stop_reason for result in results] == [None, None, ids[3]]
@@ -140,7 +140,7 @@ def test_logprobs_come_for_every_token(null_engine: Any) -> None:
     params = SamplingParams(temperature=0, max_tokens=3, logprobs=2)
     each = generation(engine, 0, [5], params, token_text=str)
     run(EngineCore(engine), [each])
-    result = each.output().outputs[0]
+    result = each.output()
     assert result.logprobs is not None
     assert [next(iter(entry)) for entry in result.logprobs] == result.token_ids
     chosen = [entry[token] for entry, token in zip(result.logprobs, result.token_ids, strict=True)]
@@ -172,9 +172,9 @@ def test_a_request_that_fails_harms_no_other(null_engine: Any) -> None:
     for number in (0, 2):
         expected = engine.continue_greedily(prompts[number], 6)
         assert generations[number].output_token_ids == expected
-    failed = generations[1].output()
+    failed = generations[1]
     assert str(failed.error) == "no usable logits"
-    assert failed.outputs[0].token_ids == engine.continue_greedily([3], 2)
+    assert failed.output().token_ids == engine.continue_greedily([3], 2)
 
 
 def test_aborting_one_leaves_the_others(null_engine: Any) -> None:
@@ -216,20 +216,9 @@ def test_deltas_add_up_to_the_output(null_engine: Any) -> None:
     while core.busy:
         core.step()
         deltas.append(each.delta())
-    tokens = [token for delta in deltas for token in delta.outputs[0].token_ids]
-    assert tokens == each.output().outputs[0].token_ids
-    assert [delta.finished for delta in deltas] == [False] * 5 + [True]
-
-
-def test_moments_are_in_order(null_engine: Any) -> None:
-    engine = null_engine()
-    each = generation(engine, 0, [1])
-    run(EngineCore(engine), [each])
-    metrics = each.output().metrics
-    assert metrics is not None
-    assert metrics.first_token_time is not None
-    assert metrics.finished_time is not None
-    assert metrics.arrival_time <= metrics.first_token_time <= metrics.finished_time
+    tokens = [token for delta in deltas for token in delta.token_ids]
+    assert tokens == each.output().token_ids
+    assert [delta.finished() for delta in deltas] == [False] * 5 + [True]
 
 
 def test_a_batch_is_right_padded_and_asks_for_last_positions() -> None:

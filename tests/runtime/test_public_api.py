@@ -13,25 +13,32 @@ PUBLIC = {
     "LLM",
     "CompletionOutput",
     "Logprob",
+    "RepetitionDetectionParams",
     "RequestMetrics",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
+    "SamplingType",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
+    "load_chat_template",
 }
 
 METHODS = {
     "batch_logits": "(self, sequences)",
-    "chat": "(self, messages, sampling_params, *, use_tqdm, add_generation_prompt, "
-    "chat_template, chat_template_kwargs)",
+    "chat": "(self, messages, sampling_params, *, use_tqdm, chat_template, "
+    "chat_template_content_format, add_generation_prompt, continue_final_message, tools, "
+    "chat_template_kwargs)",
     "close": "(self)",
     "generate": "(self, prompts, sampling_params, *, use_tqdm)",
     "get_default_sampling_params": "(self)",
     "get_tokenizer": "(self)",
     "logits": "(self, token_ids, *, chunk)",
     "stream": "(self, prompt, sampling_params)",
-    "stream_chat": "(self, messages, sampling_params, *, add_generation_prompt, "
-    "chat_template, chat_template_kwargs)",
+    "stream_chat": "(self, messages, sampling_params, *, chat_template, "
+    "chat_template_content_format, add_generation_prompt, continue_final_message, tools, "
+    "chat_template_kwargs)",
 }
 
 
@@ -66,7 +73,7 @@ def test_the_methods_of_llm_are_these() -> None:
     assert found == METHODS
     assert _parameters(llm.__init__) == (
         "(self, model, *, target, threads, seed, max_batch, max_context, verify, "
-        "chat_template, generation_config)"
+        "chat_template, generation_config, plan, allow_native_code)"
     )
 
 

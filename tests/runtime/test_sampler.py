@@ -118,6 +118,60 @@ def test_default_seed_serves_requests_without_one() -> None:
     assert first(None, 5) == first(5, None) == first(5, 77)
 
 
+def test_outputs_of_one_prompt_have_streams_of_their_own() -> None:
+    """Index 0 draws what a request alone draws; the streams are independent of each other."""
+    flat = np.zeros(V, np.float32)
+    params = SamplingParams(seed=7, n=3)
+
+    def drawn(index: int) -> list[int]:
+        one = Sampler(params, V, (), (), None, index)
+        return [one.sample(flat, [0] * step).token_id for step in range(100)]
+
+    rows = [drawn(index) for index in range(3)]
+    alone = sampler(seed=7)
+    assert rows[0] == [alone.sample(flat, [0] * step).token_id for step in range(100)]
+    assert rows == [drawn(index) for index in range(3)]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert sum(a == b for a, b in zip(rows[first], rows[second], strict=True)) < 5
+
+
+def test_the_distribution_over_indexes_is_that_of_the_logits() -> None:
+    """Across the outputs of one seed at one step, as along the steps of one output."""
+    probabilities = np.array([0.4, 0.25, 0.2, 0.1, 0.05])
+    logits = np.log(probabilities).astype(np.float32)
+    params = SamplingParams(seed=5, n=2)
+    counts = [0] * 5
+    for index in range(4000):
+        counts[Sampler(params, 5, (), (), None, index).sample(logits, []).token_id] += 1
+    assert chi_square(counts, probabilities) < 18.47
+
+
+def test_biases_and_allowed_tokens_shape_the_distribution() -> None:
+    probabilities = np.array([0.4, 0.3, 0.2, 0.1])
+    wanted = np.array([0.4 * np.exp(-1), 0.0, 0.2, 0.1])
+    fields = {"logit_bias": {0: -1.0}, "allowed_token_ids": [0, 2, 3]}
+    assert chi_square(frequencies(probabilities, 3000, **fields), wanted) < 13.82
+
+
+def test_hfs_order_truncates_by_top_p_first() -> None:
+    """Where vLLM's order leaves one token (above), Hugging Face's leaves two."""
+    probabilities = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+    counts = frequencies(probabilities, 2000, min_p=0.6, top_p=0.55, processor_order="hf")
+    assert chi_square(counts, np.array([0.4, 0.3, 0.0, 0.0, 0.0])) < 10.83
+
+
+def test_named_log_probabilities() -> None:
+    one = sampler(seed=4, logprob_token_ids=[9, 3, 500])
+    sampled = one.sample(LOGITS, [])
+    assert sampled.top is not None
+    assert list(sampled.top) == [sampled.token_id, 9, 3, 500]
+    normaliser = float(np.log(np.exp(LOGITS.astype(np.float64)).sum()))
+    for token in (9, 3, 500):
+        logprob, rank = sampled.top[token]
+        assert logprob == pytest.approx(float(LOGITS[token]) - normaliser, abs=1e-5)
+        assert rank == np.count_nonzero(LOGITS[token] <= LOGITS)
+
+
 def test_min_tokens_bars_eos_and_stop_tokens() -> None:
     logits = np.array([1.0, 9.0, 8.0, 2.0], np.float32)
     one = sampler(4, eos=(1, 99), temperature=0, min_tokens=2, stop_token_ids=[2])

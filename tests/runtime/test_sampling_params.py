@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 
 from enginewright.runtime.errors import ArtifactError, SamplingParamsError
 from enginewright.runtime.manifest import SamplingDefault
-from enginewright.runtime.sampling.params import SamplingParams, resolve_defaults
+from enginewright.runtime.sampling.defaults import resolve_defaults
+from enginewright.runtime.sampling.kinds import RequestOutputKind, SamplingType
+from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
+from enginewright.runtime.sampling.structured import StructuredOutputsParams
 
 
 def test_defaults_are_those_of_vllm() -> None:
@@ -21,67 +26,342 @@ def test_defaults_are_those_of_vllm() -> None:
         "top_k": 0,
         "min_p": 0.0,
         "seed": None,
+        "n": 1,
         "stop": (),
         "stop_token_ids": (),
         "ignore_eos": False,
         "max_tokens": 16,
         "min_tokens": 0,
         "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
         "include_stop_str_in_output": False,
         "detokenize": True,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
+        "logit_bias": None,
+        "allowed_token_ids": None,
+        "bad_words": (),
+        "logits_processors": (),
+        "processor_order": "vllm",
+        "repetition_detection": None,
+        "structured_outputs": None,
         "logprobs": None,
+        "prompt_logprobs": None,
+        "prompt_logprob_token_ids": None,
+        "prompt_logprob_start": None,
+        "logprob_token_ids": None,
+        "flat_logprobs": False,
+        "output_kind": RequestOutputKind.CUMULATIVE,
+        "stream_interval": None,
+        "skip_clone": False,
+        "skip_reading_prefix_cache": None,
+        "watermarking": None,
+        "thinking_token_budget": None,
+        "extra_args": None,
+        "routed_experts_prompt_start": 0,
+        "trace_decode_token_ids": None,
     }
     assert not params.greedy
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "legal"),
-    [
-        ("temperature", -0.1, "from 0 to 2"),
-        ("temperature", 2.1, "from 0 to 2"),
-        ("temperature", float("nan"), "finite"),
-        ("temperature", float("inf"), "finite"),
-        ("temperature", "hot", "finite number"),
-        ("temperature", True, "finite number"),
-        ("top_p", 0.0, "above 0 to 1"),
-        ("top_p", 1.01, "above 0 to 1"),
-        ("top_k", -2, "at least -1"),
-        ("top_k", 3.0, "an integer"),
-        ("min_p", -0.1, "from 0 to 1"),
-        ("min_p", 1.1, "from 0 to 1"),
-        ("repetition_penalty", 0.0, "above 0"),
-        ("repetition_penalty", float("inf"), "finite"),
-        ("presence_penalty", 2.5, "from -2 to 2"),
-        ("frequency_penalty", -2.5, "from -2 to 2"),
-        ("seed", 2**64, "an integer from"),
-        ("seed", 1.5, "an integer"),
-        ("max_tokens", 0, "at least 1"),
-        ("max_tokens", 1.5, "an integer"),
-        ("min_tokens", -1, "from 0 to 16"),
-        ("min_tokens", 17, "from 0 to 16 (max_tokens)"),
-        ("logprobs", -2, "at least -1"),
-        ("stop", "", "at least one character"),
-        ("stop", ["a", ""], "at least one character"),
-        ("stop", [1], "at least one character"),
-        ("stop", 7, "a list"),
-        ("stop_token_ids", [-1], "at least 0"),
-        ("stop_token_ids", ["a"], "an integer"),
-        ("stop_token_ids", 5, "a list"),
-        ("ignore_eos", 1, "True or False"),
-        ("detokenize", None, "True or False"),
-    ],
-)
-def test_illegal_values_are_named(field: str, value: object, legal: str) -> None:
+ILLEGAL: list[tuple[str, Any, str]] = [
+    ("temperature", -0.1, "from 0 to 2"),
+    ("temperature", 2.1, "from 0 to 2"),
+    ("temperature", float("nan"), "finite"),
+    ("temperature", float("inf"), "finite"),
+    ("temperature", "hot", "finite number"),
+    ("temperature", True, "finite number"),
+    ("temperature", None, "finite number"),
+    ("top_p", 0.0, "above 0 to 1"),
+    ("top_p", -0.5, "above 0 to 1"),
+    ("top_p", 1.01, "above 0 to 1"),
+    ("top_p", float("nan"), "above 0 to 1"),
+    ("top_k", -2, "at least -1"),
+    ("top_k", 3.0, "an integer"),
+    ("top_k", None, "an integer"),
+    ("min_p", -0.1, "from 0 to 1"),
+    ("min_p", 1.1, "from 0 to 1"),
+    ("min_p", "0.1", "from 0 to 1"),
+    ("repetition_penalty", 0.0, "above 0"),
+    ("repetition_penalty", -1.0, "above 0"),
+    ("repetition_penalty", float("inf"), "finite"),
+    ("presence_penalty", 2.5, "from -2 to 2"),
+    ("presence_penalty", -2.5, "from -2 to 2"),
+    ("presence_penalty", float("nan"), "from -2 to 2"),
+    ("frequency_penalty", 2.5, "from -2 to 2"),
+    ("frequency_penalty", -2.5, "from -2 to 2"),
+    ("frequency_penalty", None, "from -2 to 2"),
+    ("seed", 2**64, "an integer from"),
+    ("seed", -(2**63) - 1, "an integer from"),
+    ("seed", 1.5, "an integer"),
+    ("n", 0, "from 1 to 16384"),
+    ("n", 16385, "from 1 to 16384"),
+    ("n", 1.0, "from 1 to 16384"),
+    ("n", None, "from 1 to 16384"),
+    ("max_tokens", 0, "at least 1"),
+    ("max_tokens", 1.5, "an integer"),
+    ("min_tokens", -1, "from 0 to 16"),
+    ("min_tokens", 17, "from 0 to 16 (max_tokens)"),
+    ("min_tokens", None, "from 0 to 16"),
+    ("stop", "", "at least one character"),
+    ("stop", ["a", ""], "at least one character"),
+    ("stop", [1], "at least one character"),
+    ("stop", 7, "a list"),
+    ("stop_token_ids", [-1], "at least 0"),
+    ("stop_token_ids", ["a"], "an integer"),
+    ("stop_token_ids", 5, "a list"),
+    ("ignore_eos", 1, "True or False"),
+    ("detokenize", None, "True or False"),
+    ("skip_special_tokens", 0, "True or False"),
+    ("include_stop_str_in_output", "yes", "True or False"),
+    ("spaces_between_special_tokens", None, "True or False"),
+    ("flat_logprobs", 1, "True or False"),
+    ("skip_clone", 0, "True or False"),
+    ("skip_reading_prefix_cache", 1, "a bool, or None"),
+    ("logprobs", -2, "at least -1"),
+    ("logprobs", 1.0, "at least -1"),
+    ("prompt_logprobs", -2, "at least -1"),
+    ("prompt_logprobs", "all", "at least -1"),
+    ("logprob_token_ids", [], "1 to 128 ids"),
+    ("logprob_token_ids", [1, 1], "1 to 128 ids, each once"),
+    ("logprob_token_ids", list(range(129)), "1 to 128 ids"),
+    ("logprob_token_ids", [-1], "at least 0"),
+    ("logprob_token_ids", 4, "a list"),
+    ("prompt_logprob_token_ids", [], "1 to 128 ids"),
+    ("prompt_logprob_token_ids", [2, 2], "1 to 128 ids, each once"),
+    ("prompt_logprob_token_ids", [-3], "at least 0"),
+    ("prompt_logprob_start", -1, "at least 0"),
+    ("prompt_logprob_start", 0.5, "at least 0"),
+    ("output_kind", 1, "a RequestOutputKind"),
+    ("output_kind", "DELTA", "a RequestOutputKind"),
+    ("stream_interval", 0, "at least 1"),
+    ("stream_interval", 1.5, "at least 1"),
+    ("logit_bias", [(1, 2.0)], "a dict of token id to bias"),
+    ("logit_bias", {-1: 2.0}, "at least 0"),
+    ("logit_bias", {"1": 2.0}, "an integer"),
+    ("allowed_token_ids", [], "at least one id"),
+    ("allowed_token_ids", [-1], "at least 0"),
+    ("allowed_token_ids", 3, "a list"),
+    ("bad_words", "word", "a list"),
+    ("bad_words", [""], "at least one character"),
+    ("bad_words", [3], "at least one character"),
+    ("logits_processors", len, "a list"),
+    ("logits_processors", [3], "a list of functions"),
+    ("processor_order", "llama", "'vllm' or 'hf'"),
+    ("repetition_detection", {"min_count": 2}, "a RepetitionDetectionParams"),
+    ("structured_outputs", {"json": {}}, "a StructuredOutputsParams"),
+    ("watermarking", "on", "a bool, or None"),
+    ("thinking_token_budget", -2, "at least -1"),
+    ("thinking_token_budget", 1.0, "at least -1"),
+    ("extra_args", [1], "a Mapping"),
+    ("routed_experts_prompt_start", -1, "at least 0"),
+    ("trace_decode_token_ids", [-1], "at least 0"),
+    ("trace_decode_token_ids", 7, "a list"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "legal"), ILLEGAL)
+def test_illegal_values_are_named(field: str, value: Any, legal: str) -> None:
     with pytest.raises(SamplingParamsError) as caught:
-        SamplingParams(**{field: value})  # type: ignore[arg-type]
+        SamplingParams(**{field: value})
     message = str(caught.value)
     assert message.startswith(f"{field}=")
     assert legal in message
-    shown = value[-1] if isinstance(value, list) else value
-    assert repr(shown) in message
+    parts = [value, *(value if isinstance(value, (list, dict)) else ())]
+    assert any(repr(part)[:100] in message for part in parts)
+
+
+def test_every_field_has_an_illegal_value() -> None:
+    assert {field for field, _, _ in ILLEGAL} == {
+        field.name for field in dataclasses.fields(SamplingParams)
+    }
+
+
+UNSUPPORTED: list[tuple[str, Any]] = [
+    ("watermarking", True),
+    ("flat_logprobs", True),
+    ("spaces_between_special_tokens", False),
+    ("extra_args", {"a": 1}),
+    ("thinking_token_budget", 0),
+    ("thinking_token_budget", 100),
+    ("structured_outputs", StructuredOutputsParams(regex="a+")),
+    ("routed_experts_prompt_start", 5),
+    ("trace_decode_token_ids", [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), UNSUPPORTED)
+def test_what_is_unsupported_says_so(field: str, value: Any) -> None:
+    with pytest.raises(SamplingParamsError, match=rf"{field}=.* is unsupported \(.*leave it at"):
+        SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("watermarking", False),
+        ("extra_args", {}),
+        ("thinking_token_budget", -1),
+        ("routed_experts_prompt_start", 0),
+    ],
+)
+def test_neutral_values_are_accepted(field: str, value: Any) -> None:
+    SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("bias", "legal"),
+    [(float("inf"), "finite"), (float("nan"), "finite"), (1e31, "1e+30"), ("1", "finite")],
+)
+def test_biases_are_numbers(bias: Any, legal: str) -> None:
+    with pytest.raises(SamplingParamsError, match=r"logit_bias\[7\]=") as caught:
+        SamplingParams(logit_bias={7: bias})
+    assert legal in str(caught.value)
+
+
+def test_more_than_one_output_cannot_be_greedy() -> None:
+    with pytest.raises(SamplingParamsError, match=r"n=2 is not legal.*1 when sampling is greedy"):
+        SamplingParams(n=2, temperature=0)
+    assert SamplingParams(n=2).n == 2
+
+
+def test_named_logprobs_and_their_number_must_agree() -> None:
+    assert SamplingParams(logprob_token_ids=[4, 5], logprobs=2).num_logprobs == 2
+    assert SamplingParams(logprob_token_ids=[4, 5]).num_logprobs == 2
+    assert SamplingParams(logprobs=3).num_logprobs == 3
+    assert SamplingParams().num_logprobs is None
+    with pytest.raises(SamplingParamsError, match=r"logprobs=3 .* None or 2"):
+        SamplingParams(logprob_token_ids=[4, 5], logprobs=3)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "stop_token_ids",
+        "allowed_token_ids",
+        "logprob_token_ids",
+        "prompt_logprob_token_ids",
+        "logit_bias",
+    ],
+)
+def test_ids_outside_the_vocabulary_are_refused(field: str) -> None:
+    value: Any = {5: 1.0, 100: 1.0} if field == "logit_bias" else [5, 100]
+    params = SamplingParams(**{field: value})
+    params.check_vocabulary(101)
+    with pytest.raises(SamplingParamsError, match=rf"{field}=\[100\].*0 to 99"):
+        params.check_vocabulary(100)
+
+
+def test_from_optional_takes_none_for_defaults() -> None:
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    assert SamplingParams.from_optional(**nothing) == SamplingParams(max_tokens=None)
+    assert SamplingParams.from_optional(n=2, temperature=0.5) == SamplingParams(
+        n=2, temperature=0.5
+    )
+    with pytest.raises(TypeError, match="temprature"):
+        SamplingParams.from_optional(temprature=0.5)
+
+
+def test_from_optional_cuts_biases_and_reads_keys() -> None:
+    params = SamplingParams.from_optional(logit_bias={"3": 250, 4: -250.0, "5": 1.5})
+    assert params.logit_bias == {3: 100.0, 4: -100.0, 5: 1.5}
+    with pytest.raises(SamplingParamsError, match=r"logit_bias has the keys \['a', None\]"):
+        SamplingParams.from_optional(logit_bias={"a": 1, "3": 1, None: 1})
+    with pytest.raises(SamplingParamsError, match=r"logit_bias=\[3\]"):
+        SamplingParams.from_optional(logit_bias=[3])  # type: ignore[arg-type]
+
+
+def test_clones_are_deep_unless_told() -> None:
+    bias = {1: 2.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[1] = 9.0
+    assert params.logit_bias == {1: 2.0}, "the caller's dict was taken over"
+    clone = params.clone()
+    assert clone == params
+    assert clone.logit_bias is not params.logit_bias
+    shallow = SamplingParams(logit_bias=bias, skip_clone=True)
+    assert shallow.clone().logit_bias is shallow.logit_bias
+
+
+def test_the_sampling_type_says_whether_draws_repeat() -> None:
+    assert SamplingParams(temperature=0, seed=3).sampling_type is SamplingType.GREEDY
+    assert SamplingParams().sampling_type is SamplingType.RANDOM
+    assert SamplingParams(seed=3).sampling_type is SamplingType.RANDOM_SEED
+    assert SamplingParams(seed=-1).sampling_type is SamplingType.RANDOM
+
+
+def test_what_was_checked_can_be_checked_again() -> None:
+    params = SamplingParams(
+        stop="x", bad_words=["a", "a"], logprob_token_ids=[1, 2], prompt_logprobs=True, n=3
+    )
+    assert dataclasses.replace(params) == params
+    assert params.bad_words == ("a",)
+    assert params.prompt_logprobs == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_pattern_size": -1}, "max_pattern_size=-1"),
+        ({"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 2}, "from 0 to 2"),
+        ({"min_pattern_size": 1}, "from 0 to 0 (max_pattern_size)"),
+        ({"max_pattern_size": 2, "min_count": 1}, "min_count=1 is not legal"),
+        ({"min_count": -1}, "min_count=-1"),
+        ({"max_pattern_size": 2.0}, "max_pattern_size=2.0"),
+    ],
+)
+def test_repetition_detection_is_checked(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SamplingParamsError) as caught:
+        RepetitionDetectionParams(**fields)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "no constraint: exactly one of json, regex, choice"),
+        ({"regex": "a", "choice": ["b"]}, "regex, choice: exactly one"),
+        ({"json": ""}, "json=''"),
+        ({"json": {}}, "json={}"),
+        ({"json": "{"}, "json='{'"),
+        ({"json": "[1]"}, "json='[1]'"),
+        ({"json": {"a": object()}}, "not JSON serializable"),
+        ({"json": 3}, "json=3"),
+        ({"regex": ""}, "regex=''"),
+        ({"regex": "a\0b"}, "no NUL"),
+        ({"regex": 3}, "regex=3"),
+        ({"choice": []}, "at least one text"),
+        ({"choice": ["a", ""]}, "choice=''"),
+        ({"choice": "ab"}, "choice='ab'"),
+        ({"grammar": "  "}, "grammar='  '"),
+        ({"structural_tag": ""}, "structural_tag=''"),
+        ({"json_object": 1}, "json_object=1"),
+        ({"json_object": True, "disable_any_whitespace": 1}, "disable_any_whitespace=1"),
+        ({"json_object": True, "disable_additional_properties": 1}, "properties=1"),
+        ({"json_object": True, "whitespace_pattern": ""}, "whitespace_pattern=''"),
+    ],
+)
+def test_structured_outputs_are_checked(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SamplingParamsError) as caught:
+        StructuredOutputsParams(**fields)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"json": {"type": "object"}},
+        {"json": '{"type": "object"}'},
+        {"choice": ["a", "b"]},
+        {"grammar": "root ::= 'a'"},
+        {"json_object": True},
+        {"structural_tag": "{}"},
+    ],
+)
+def test_structured_outputs_may_be_any_of_six(fields: dict[str, Any]) -> None:
+    StructuredOutputsParams(**fields)
 
 
 def test_unknown_fields_cannot_be_passed() -> None:

@@ -4,11 +4,14 @@
 |-------------|----------------------------------|---------|---------------------------------------|
 | codes       | [N, K / block, block * bits / 8] | uint8   | 4 bits: low half of a byte first      |
 | table       | [N, K * bits / 8]                | uint8   | the same bytes, for an embedding      |
-| scales      | [N, K / block]                   | float32 |                                       |
+| fine_codes  | [N, K / 16, 2 * bits]            | uint8   | the same bytes, in blocks of 16       |
+| scales      | [N, K / block]                   | T       |                                       |
 | zero_points | [N, ceil(K / block * bits / 8)]  | uint8   | packed along a row like codes         |
-| offsets     | [N, K / block]                   | float32 |                                       |
+| fine_zeros  | [N, ceil(K / 16 * bits / 8)]     | uint8   | zero_points of blocks of 16           |
+| offsets     | [N, K / block]                   | T       |                                       |
 
-These are the layouts of ``MatMulNBits`` and ``GatherBlockQuantized``.
+These are the layouts of ``BlockLinear``, ``MatMulNBits`` and ``GatherBlockQuantized``. T is float16
+where that holds all scales and offsets of the matrix exactly, else float32.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ from numpy.typing import NDArray
 
 from enginewright.builder.weights import Blocks
 
+FINE = 16
+"""The smallest block that operators take."""
+_CODES = ("codes", "table", "fine_codes")
+
 
 @dataclass(frozen=True)
 class BlockForm:
@@ -33,16 +40,26 @@ class BlockForm:
     block_size: int
     zero_points: bool
     offsets: bool
+    zero: int  # where there are no zero_points
+    half: bool  # scales and offsets are float16
 
     @staticmethod
     def of(blocks: Blocks) -> BlockForm:
         return BlockForm(
-            blocks.codes.shape,
+            blocks.shape,
             blocks.bits,
             blocks.block_size,
             blocks.zero_points is not None,
             blocks.offsets is not None,
+            blocks.zero,
+            _fits_half(blocks.scales) and _fits_half(blocks.offsets),
         )
+
+    @staticmethod
+    def rounded(matrix: tuple[int, int], bits: int, block_size: int) -> BlockForm:
+        """Of what ``quantization.quantize`` makes."""
+        middle = 1 << (bits - 1)
+        return BlockForm(matrix, bits, block_size, bits == 4, False, middle, half=True)
 
     @property
     def rows(self) -> int:
@@ -64,6 +81,8 @@ class BlockForm:
         return {
             "codes": (self.rows, self.blocks, self.block_size * self.bits // 8),
             "table": (self.rows, self.inputs * self.bits // 8),
+            "fine_codes": (self.rows, self.inputs // FINE, FINE * self.bits // 8),
+            "fine_zeros": (self.rows, -(-self.inputs // FINE * self.bits // 8)),
             "zero_points": (self.rows, -(-self.blocks * self.bits // 8)),
         }.get(part, (self.rows, self.blocks))
 
@@ -95,58 +114,36 @@ class LazyBlocks:
         """One part, packed; see the module's table."""
         blocks = self._latest.get(self)
         assert BlockForm.of(blocks) == self.form, "blocks differ from what the graph was told"
-        if part in ("codes", "table"):
-            packed: NDArray[Any] = _pack(blocks.codes, self.form.bits)
-        elif part == "zero_points":
+        if part in _CODES:
+            packed: NDArray[Any] = _pack(blocks.codes(), self.form.bits)
+        elif part in ("zero_points", "fine_zeros"):
             assert blocks.zero_points is not None
-            packed = _pack(blocks.zero_points, self.form.bits)
+            times = self.form.block_size // FINE if part == "fine_zeros" else 1
+            packed = _pack(np.repeat(blocks.zero_points, times, axis=1), self.form.bits)
         else:
-            packed = getattr(blocks, part)
+            packed = getattr(blocks, part).astype(np.float16 if self.form.half else np.float32)
         return np.ascontiguousarray(packed).reshape(self.form.shape(part))
 
 
-class BlockTensor(ir.TensorProtocol):
+class BlockTensor(ir.LazyTensor):
     """An ONNX-IR tensor over one part of lazy blocks."""
 
     def __init__(self, lazy: LazyBlocks, part: str, name: str) -> None:
-        self._lazy = lazy
-        self._part = part
-        self.name: str | None = name
-        self.shape = ir.Shape(lazy.form.shape(part))
-        floating = part in ("scales", "offsets")
-        self.dtype = ir.DataType.FLOAT if floating else ir.DataType.UINT8
-        self.doc_string: str | None = None
-        self.raw: Any = lazy
-        self.metadata_props: dict[str, str] = {}
-        self.meta: dict[str, Any] = {}
+        kind = ir.DataType.UINT8
+        if part in ("scales", "offsets"):
+            kind = ir.DataType.FLOAT16 if lazy.form.half else ir.DataType.FLOAT
+        shape = ir.Shape(lazy.form.shape(part))
+        super().__init__(lambda: ir.Tensor(lazy.part(part)), kind, shape, name=name)
+        self.lazy = lazy
+        self.content: Hashable = (id(lazy), "codes" if part in _CODES else part)
+        """Equal for tensors of the same bytes, as those of all codes of one matrix are."""
 
-    @property
-    def content(self) -> Hashable:
-        """Equal for tensors of the same bytes: codes and table of one matrix are."""
-        return id(self._lazy), "codes" if self._part == "table" else self._part
 
-    @property
-    def size(self) -> int:
-        return int(np.prod(self._lazy.form.shape(self._part)))
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * (4 if self.dtype is ir.DataType.FLOAT else 1)
-
-    def numpy(self) -> Any:
-        return self._lazy.part(self._part)
-
-    def tobytes(self) -> bytes:
-        return self._lazy.part(self._part).tobytes()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.asarray(self.numpy(), dtype=dtype)
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__()
-
-    def __dlpack_device__(self) -> Any:
-        return self.numpy().__dlpack_device__()
+def _fits_half(values: NDArray[np.float32] | None) -> bool:
+    if values is None:
+        return True
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float16) == values).all())
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from enginewright.builder.disk import writing_to
 from enginewright.plugins.attention import contract
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.integrity import cache_folder
@@ -32,6 +33,8 @@ TOOLS = (
 )
 """Distributions whose versions a build depends on."""
 
+_REMEDY = "free some space, or set XDG_CACHE_HOME to a folder where there is more"
+
 
 def tool_versions(names: tuple[str, ...] = TOOLS) -> dict[str, str]:
     """The installed version of each distribution."""
@@ -48,15 +51,18 @@ def digest(inputs: Mapping[str, Any]) -> str:
 def code_digest() -> str:
     """SHA-256 over the builder's and the plugins' own files, so that what changed runs again."""
     total = hashlib.sha256()
-    for root in (Path(__file__).parent, Path(contract.__file__).parent):
+    for root in (Path(__file__).parent, Path(contract.__file__).parents[1]):
         for path in sorted(root.rglob("*")):
-            if path.suffix in (".py", ".txt"):
+            if path.suffix in (".py", ".txt", ".h", ".cpp"):
                 total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()
 
 
 def cached_file(stage: str, key: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The file of a stage's entry, made by ``make(path)`` if it is not there yet."""
+    """The file of a stage's entry, made by ``make(path)`` if it is not there yet.
+
+    Raises BuildError where the cache folder is full or cannot be written.
+    """
     root = cache_folder()
     if root is None:
         raise BuildError(
@@ -65,10 +71,11 @@ def cached_file(stage: str, key: str, name: str, make: Callable[[Path], None]) -
         )
     folder = root / stage / key
     path = folder / name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / name
-            make(made)
-            os.replace(made, path)
+    with writing_to(root, "the cache folder ", _REMEDY):
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / name
+                make(made)
+                os.replace(made, path)
     return path

@@ -44,6 +44,16 @@ from enginewright.runtime.errors import SourceError
 
 IMPLEMENTATION = "enginewright"
 OPSET = 20
+# What transformers' modules raise for a config whose values they cannot follow.
+_NO_MODULE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _STEP_INPUTS = ("input_ids", "past_lengths", "new_lengths", "block_table", "positions")
 
 
@@ -101,11 +111,17 @@ def attach_weights(exported: Exported, weight: Callable[[str], Weight]) -> ir.Mo
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The module with buffers computed and parameters allocated but never written."""
-    with no_init_weights():
-        # from_config writes the attention implementation into the config that it is given.
-        module: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=torch.float32
-        )
+    try:
+        with no_init_weights():
+            # from_config writes the attention implementation into the config that it is given.
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=torch.float32
+            )
+    except _NO_MODULE as error:
+        raise SourceError(
+            f"transformers cannot make a {config.model_type} model from the config: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     module.tie_weights()
     module.train(False)
     return module
@@ -246,14 +262,15 @@ def _trace(module: PreTrainedModel, caches: list[CacheShape]) -> Any:
         torch.zeros((batch, length), dtype=torch.int64),
         pools,
     )
-    free = torch.export.Dim.DYNAMIC
+    rows, tokens = {0: "batch"}, {0: "batch", 1: "sequence"}
+    pool = {0: "blocks", 2: "block_size"}
     shapes = (
-        {0: free, 1: free},
-        {0: free},
-        {0: free},
-        {0: free, 1: free},
-        {0: free, 1: free},
-        [({0: free, 2: free}, {0: free, 2: free})] * len(pools),
+        tokens,
+        rows,
+        rows,
+        {0: "batch", 1: "blocks_per_row"},
+        tokens,
+        [(pool, pool)] * len(pools),
     )
     names = [f"{kind}_cache.{layer}" for layer in range(len(pools)) for kind in "kv"]
     return torch.onnx.export(

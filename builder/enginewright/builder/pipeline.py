@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from transformers import PreTrainedConfig
@@ -15,12 +14,14 @@ from transformers import PreTrainedConfig
 from enginewright.builder.cache import TOOLS, cached_file, code_digest, digest, tool_versions
 from enginewright.builder.export import CacheShape, Exported, attach_weights, export
 from enginewright.builder.families import Family, check_config, family_of
+from enginewright.builder.families.heads import check_heads
 from enginewright.builder.memory import StageMeter
 from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging, write_json
 from enginewright.builder.recipe import Recipe
 from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
 from enginewright.builder.targets import CompileRequest, target_of
+from enginewright.builder.targets.operators import compiler_version, find_compiler
 from enginewright.runtime.artifact import sha256_file
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
 from enginewright.runtime.errors import ConformanceError
@@ -58,18 +59,20 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
             family = family_of(source.architecture)
             config = source.model_config()
             check_config(source.architecture, config)
+            check_heads(recipe.target, config)
+            source.check()
             recipe.check_positions(source.positions)
             source.write_tokenizer(folder)
         with run.stage("export"):
             exported = _exported(config, family)
         with run.stage("compile"):
-            engine = _compile(recipe, source, exported, folder)
+            engines = _compile(recipe, source, exported, folder)
         with run.stage("reference"):
             reference = _reference(recipe, source, folder)
-        _write_manifest(recipe, source, engine, folder, conformance={})
+        _write_manifest(recipe, source, engines, folder, conformance={})
         with run.stage("conformance"):
-            report = _conformance(recipe, reference, folder)
-        _write_manifest(recipe, source, engine, folder, conformance=report.as_dict())
+            reports = {e.plan: _conformance(recipe, reference, folder, e.plan) for e in engines}
+        _write_manifest(recipe, source, engines, folder, conformance=reports)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
     return output / recipe.name
@@ -121,7 +124,9 @@ def _exported(config: PreTrainedConfig, family: Family) -> Exported:
     return Exported(model, tuple(CacheShape(*cache) for cache in caches), owners)
 
 
-def _compile(recipe: Recipe, source: Source, exported: Exported, folder: Path) -> EngineEntry:
+def _compile(
+    recipe: Recipe, source: Source, exported: Exported, folder: Path
+) -> tuple[EngineEntry, ...]:
     model = attach_weights(exported, source.weight)
     limits = LimitsEntry(recipe.limits.max_context, recipe.limits.max_batch)
     request = CompileRequest(folder, recipe.precision, limits, exported.caches)
@@ -150,15 +155,16 @@ def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
     return reference
 
 
-def _conformance(recipe: Recipe, reference: Reference, folder: Path) -> Report:
-    """Load the engine back through the runtime and hold it to the recipe's thresholds."""
+def _conformance(recipe: Recipe, reference: Reference, folder: Path, plan: str) -> Report:
+    """Load a plan back through the runtime and hold it to the recipe's thresholds."""
     thresholds = recipe.thresholds.model_dump(exclude_none=True)
-    with LLM(folder, verify="never") as llm:
+    with LLM(folder, verify="never", plan=plan, allow_native_code=True) as llm:
         declared = llm.engine_info.batch_invariant
         report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
     if not report.passed:
         raise ConformanceError(
-            f"{recipe.name}: the engine missed a threshold of its recipe and is not published\n"
+            f"{recipe.name}: plan {plan} missed a threshold of its recipe, so nothing is "
+            f"published\n"
             f"{report.table()}"
         )
     return report
@@ -167,11 +173,14 @@ def _conformance(recipe: Recipe, reference: Reference, folder: Path) -> Report:
 def _write_manifest(
     recipe: Recipe,
     source: Source,
-    engine: EngineEntry,
+    engines: tuple[EngineEntry, ...],
     folder: Path,
-    conformance: dict[str, Any],
+    conformance: dict[str, Report],
 ) -> None:
     tools = tool_versions((*TOOLS, "onnxruntime"))
+    compiler = find_compiler()
+    if compiler is not None and any(engine.library for engine in engines):
+        tools["c++"] = compiler_version(compiler)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     lock = {"recipe": recipe.as_dict(), "source_digest": source.digest, "tools": tools}
     write_json(folder / "lock.json", lock)
@@ -181,13 +190,13 @@ def _write_manifest(
             source.kind, source.reference, source.digest, source.architecture, source.revision
         ),
         recipe=recipe.as_dict(),
-        engines=(engine,),
+        engines=engines,
         files=hash_files(folder),
         tools=tools,
         eos_token_ids=tuple(sorted(source.eos_token_ids)),
         bos_token_id=source.bos_token_id,
         sampling_defaults=_sampling_defaults(source),
-        conformance=conformance,
+        conformance={plan: report.as_dict() for plan, report in conformance.items()},
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 

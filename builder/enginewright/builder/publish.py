@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import hashlib
 import json
 import os
@@ -14,13 +13,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from enginewright.builder.disk import writing_to
 from enginewright.runtime.errors import BuildError
 from enginewright.runtime.manifest import MANIFEST_NAME, FileEntry
 
 _EXCHANGE = 2
 _AT_FDCWD = -100
 EVIDENCE = "evidence"
-_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EPERM)
+_REMEDY = (
+    "free some space or choose another --output. An artifact that was there before is untouched"
+)
 
 
 @contextlib.contextmanager
@@ -32,19 +34,11 @@ def staging(output: Path, name: str) -> Iterator[Path]:
     folder = output / f".{name}.{os.getpid()}.partial"
     _check_place(output / name)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        _remove_stale(output, name)
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BuildError(
-                f"no space left in {output} ({error.strerror}); free some space or choose another "
-                f"--output. An artifact that was there before is untouched"
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise BuildError(f"cannot write to {output} ({error.strerror})") from error
-        raise
+        with writing_to(output, "", _REMEDY):
+            output.mkdir(parents=True, exist_ok=True)
+            _remove_stale(output, name)
+            folder.mkdir()
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Rounding of matrices to blocks of small integers, and carrying of blocks that are stored already.
 
-Blocks run along K; what they mean is in the table of ``weights.py``.
+Blocks run along K; what they mean is in the table of ``weights.py``. Scales that are found here are
+float16 values.
 
 | function      | value                     | found by                                             |
 |---------------|---------------------------|------------------------------------------------------|
@@ -11,25 +12,25 @@ Blocks run along K; what they mean is in the table of ``weights.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.builder.weights import Blocks, Weight
+from enginewright.builder.weights import Blocks, Weight, stack
 from enginewright.runtime.errors import SourceError
 
 BLOCK_SIZE = 32
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 256
 _CHUNK_VALUES = 1 << 20
+_LARGEST_VALUE = 1e5  # its scale over a block is a float16 still
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
-def block_size_for(inputs: int, largest: int = BLOCK_SIZE) -> int | None:
+def block_size_for(inputs: int) -> int | None:
     """The block size for a matrix of that many inputs; None if no block size divides them."""
-    sizes = (BLOCK_SIZE, MIN_BLOCK_SIZE)
-    return next((size for size in sizes if size <= largest and inputs % size == 0), None)
+    return next((size for size in (BLOCK_SIZE, MIN_BLOCK_SIZE) if inputs % size == 0), None)
 
 
 def quantize(weight: Weight, bits: int, size: int, name: str) -> Blocks:
@@ -39,27 +40,25 @@ def quantize(weight: Weight, bits: int, size: int, name: str) -> Blocks:
     parts = []
     for start in range(0, weight.shape[0], step):
         values = weight.rows(start, min(start + step, weight.shape[0]))
-        if not np.isfinite([values.min(), values.max()]).all():
+        if not np.abs([values.min(), values.max()]).max() < _LARGEST_VALUE:
             raise SourceError(
-                f"{name}: holds values that are not finite, so the checkpoint is damaged; "
-                f"fetch it again, or write it anew in float32 or bfloat16"
+                f"{name}: holds values that are not finite, or of {_LARGEST_VALUE:g} and more, so "
+                f"the checkpoint is damaged; fetch it again, or write it anew in float32 or "
+                f"bfloat16"
             )
         parts.append(rounding(values, size))
-    return _concatenate(parts)
+    rounded = stack(parts)
+    codes = rounded.codes()
+    return replace(rounded, codes=lambda: codes)
 
 
 def quantize_int8(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
-    """Asymmetric: the 255 steps of a block span its values, with an integer zero among them."""
+    """Symmetric: the 255 steps of a block span its largest magnitude on both sides."""
     blocks = values.reshape(values.shape[0], -1, block_size)
-    low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
-    scales = (high - low) / np.float32(255)
-    inverse = _inverse(scales)
-    zeros = np.rint(-low * inverse)
-    codes = np.clip(np.rint(blocks * inverse[..., None]) + zeros[..., None], 0, 255)
-    shape = values.shape
-    return Blocks(
-        8, block_size, codes.astype(np.uint8).reshape(shape), scales, zeros.astype(np.uint8)
-    )
+    scales = _halves_above(np.abs(blocks).max(axis=-1) / np.float32(127))
+    steps = np.clip(np.rint(blocks * _inverse(scales)[..., None]), -127, 127)
+    codes = (steps + 128).astype(np.uint8).reshape(values.shape)
+    return Blocks(8, block_size, lambda: codes, scales)
 
 
 def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
@@ -75,7 +74,7 @@ def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> 
         scales[part] = found.scale.reshape(-1, scales.shape[1])
         zeros[part] = found.zero.astype(np.uint8).reshape(-1, scales.shape[1])
         codes[part] = found.codes().reshape(-1, inputs)
-    return Blocks(4, block_size, codes, scales, zeros)
+    return Blocks(4, block_size, lambda: codes, scales, zeros)
 
 
 class _Search:
@@ -99,6 +98,7 @@ class _Search:
             self._try(_inverse(self.scale), np.clip(self.zero + np.float32(shift), 0, 15))
         for _ in range(2):
             self._try(_inverse(self.scale), self.zero)
+        self.scale = self.scale.astype(np.float16).astype(np.float32)
 
     def codes(self) -> NDArray[np.uint8]:
         """The blocks on the grid that was found."""
@@ -122,26 +122,23 @@ class _Search:
         return np.clip(steps, -zero[:, None], (15 - zero)[:, None], out=steps)
 
 
-def carry(weight: Weight, *bits: int, largest: int = MAX_BLOCK_SIZE) -> Blocks | None:
+def carry(weight: Weight, *bits: int) -> Blocks | None:
     """The blocks that the source stores, values unchanged, in the first of the bits that fit."""
-    return fit(weight.blocks(), *bits, largest=largest)
+    return fit(weight.blocks(), *bits)
 
 
-def fit(stored: Blocks | None, *bits: int, largest: int = MAX_BLOCK_SIZE) -> Blocks | None:
-    """The same values in 4 or 8 bits, and in a block size that engines take, at most ``largest``.
+def fit(stored: Blocks | None, *bits: int) -> Blocks | None:
+    """The same values in 4 or 8 bits, and in a block size that engines take.
 
-    None if there are more bits, or if no block size from 16 to 256 expresses them; also for blocks
-    of few bits with floating offsets in 8 bits, whose second product costs more than the 8 bits
-    gain.
+    None if there are more bits, or if no block size from 16 to 256 expresses them.
     """
     if stored is None:
         return None
-    size = min(stored.block_size & -stored.block_size, largest)
-    most = 4 if stored.offsets is not None and stored.bits <= 4 else 8
-    taken = next((count for count in bits if stored.bits <= count <= most), None)
+    size = min(stored.block_size & -stored.block_size, MAX_BLOCK_SIZE)
+    taken = next((count for count in bits if stored.bits <= count), None)
     if taken is None or size < MIN_BLOCK_SIZE:
         return None
-    return _centre(_widen(_split(stored, size), taken))
+    return _widen(_split(stored, size), taken)
 
 
 def _split(stored: Blocks, size: int) -> Blocks:
@@ -149,50 +146,40 @@ def _split(stored: Blocks, size: int) -> Blocks:
     times = stored.block_size // size
     if times == 1:
         return stored
-    repeated = [
-        None if part is None else np.repeat(part, times, axis=1)
-        for part in (stored.scales, stored.zero_points, stored.offsets)
-    ]
-    assert repeated[0] is not None
-    return Blocks(stored.bits, size, stored.codes, repeated[0], *repeated[1:])  # type: ignore[arg-type]
+    return stored.each(lambda part: np.repeat(part, times, axis=1), block_size=size)
 
 
 def _widen(stored: Blocks, bits: int) -> Blocks:
-    """The same steps from zero in more bits, the zero of each block in the middle."""
+    """The same steps in more bits; integer zeros of blocks, or the middle code, in the middle.
+
+    Engines round activations and multiply them by (code - middle): the smaller those are, the less
+    of that rounding reaches the product.
+    """
     if stored.bits == bits:
         return stored
-    zero: NDArray[np.int16] | int = 1 << (stored.bits - 1)
-    if stored.zero_points is not None:
-        zero = np.repeat(stored.zero_points.astype(np.int16), stored.block_size, axis=1)
-    steps = stored.codes.astype(np.int16) - zero
-    codes = (steps + (1 << (bits - 1))).astype(np.uint8)
-    return Blocks(bits, stored.block_size, codes, stored.scales, None, stored.offsets)
+    middle = 1 << (bits - 1)
+    shift = middle - (1 << (stored.bits - 1))
+    if stored.zero_points is None:
+        return replace(
+            stored,
+            bits=bits,
+            codes=lambda: stored.codes() + np.uint8(shift),
+            uniform_zero=stored.zero + shift,
+        )
+    zeros = stored.zero_points
+
+    def codes() -> NDArray[np.uint8]:
+        each = np.repeat(zeros, stored.block_size, axis=1)
+        return stored.codes() - each + np.uint8(middle)  # modulo 256, and within it at the end
+
+    return replace(stored, bits=bits, codes=codes, zero_points=None, uniform_zero=middle)
 
 
-def _centre(stored: Blocks) -> Blocks:
-    """With offsets: zero points in the middle, wherever float32 holds the new offset exactly.
-
-    Engines round activations to 8 bits and multiply them by (code - zero): the smaller those are,
-    the less of that rounding reaches the product.
-    """
-    if stored.offsets is None:
-        return stored
-    middle = 1 << (stored.bits - 1)
-    zeros = np.full(stored.scales.shape, middle, np.uint8)
-    before = zeros if stored.zero_points is None else stored.zero_points
-    shift = stored.scales.astype(np.float64) * (middle - before.astype(np.float64))
-    offsets = (shift + stored.offsets).astype(np.float32)
-    exact = offsets - shift == stored.offsets
-    if exact.all():
-        return Blocks(stored.bits, stored.block_size, stored.codes, stored.scales, None, offsets)
-    return Blocks(
-        stored.bits,
-        stored.block_size,
-        stored.codes,
-        stored.scales,
-        np.where(exact, zeros, before),
-        np.where(exact, offsets, stored.offsets),
-    )
+def _halves_above(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The least float16 value from each scale on, so that no code is cut off."""
+    halves = scales.astype(np.float16)
+    low = halves.astype(np.float32) < scales
+    return np.where(low, np.nextafter(halves, np.float16(np.inf)), halves).astype(np.float32)
 
 
 def _inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -200,18 +187,3 @@ def _inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / values
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
-
-
-def _concatenate(parts: list[Blocks]) -> Blocks:
-    """Blocks of consecutive rows, as one of these roundings made them."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def joined(pick: Callable[[Blocks], NDArray[np.uint8] | None]) -> NDArray[np.uint8] | None:
-        arrays = [array for part in parts if (array := pick(part)) is not None]
-        return np.concatenate(arrays) if arrays else None
-
-    codes = np.concatenate([part.codes for part in parts])
-    scales = np.concatenate([part.scales for part in parts])
-    first = parts[0]
-    return Blocks(first.bits, first.block_size, codes, scales, joined(lambda p: p.zero_points))

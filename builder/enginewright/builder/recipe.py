@@ -13,11 +13,13 @@ Everything is checked when it is read; an error names the field's dotted path.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,6 +53,32 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
+def _matching(pattern: str, wanted: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"it must be {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+_Name = Annotated[
+    str,
+    _matching(
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,127}",
+        "1 to 128 letters, digits, dots, hyphens and underscores, the first a letter or digit",
+    ),
+]
+_Repository = Annotated[str, _matching(r"[\w.-]+(/[\w.-]+)?", "a repository, as owner/name")]
+_Sha256 = Annotated[str, _matching("[0-9a-f]{64}", "64 hexadecimal digits, in lower case")]
+_Commit = Annotated[
+    str,
+    _matching(
+        "[0-9a-f]{40}",
+        "a commit's 40 hexadecimal digits, in lower case; branches and tags move, so they do not "
+        "pin",
+    ),
+]
 _Fraction = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
 _Bound = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, allow_inf_nan=False)]
 
@@ -72,12 +100,12 @@ class SourceSpec(_Model):
     """With package: the GGUF file, relative to where packages are installed."""
     version: str | None = None
     """With package, optional: the version that the pip command in an error asks for."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: _Sha256 | None = None
     """With package: the SHA-256 of the file, 64 hexadecimal digits."""
-    hub: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = None
+    hub: _Repository | None = None
     """A repository of the Hugging Face hub, as owner/name."""
-    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
-    """With hub: the commit, 40 hexadecimal digits. Branches and tags move, so they do not pin."""
+    revision: _Commit | None = None
+    """With hub: the commit, 40 hexadecimal digits."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -156,7 +184,7 @@ DEFAULT_THRESHOLDS: Mapping[str, Thresholds] = {
 class Recipe(_Model):
     """What to build."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    name: _Name
     """The artifact's name, and the name of its folder."""
     source: SourceSpec
     target: str
@@ -171,7 +199,7 @@ class Recipe(_Model):
     @classmethod
     def _known_target(cls, target: str) -> str:
         if target not in PRECISIONS:
-            raise ValueError(f"legal: {', '.join(PRECISIONS)}")
+            raise ValueError(f"it must be {' or '.join(PRECISIONS)}")
         return target
 
     @field_validator("precision")

@@ -8,6 +8,22 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+_WANTED = {
+    "string_type": "text",
+    "invalid_key": "text",
+    "path_type": "a path",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """All problems: one in a line, several as a list."""
@@ -18,17 +34,27 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _line(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
-    location: tuple[int | str, ...] = problem["loc"]
+    location: tuple[int | str, ...] = tuple(part for part in problem["loc"] if part != "[key]")
     path = ".".join(str(part) for part in location) or "recipe"
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key{_nearest(str(location[-1]), _fields(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: missing; it has no default"
-    reason = problem["msg"].removeprefix("Value error, ")
+    reason = _reason(problem, _fields(model, location))
     value = problem["input"]
     if isinstance(value, (Mapping, BaseModel)):
         return f"{path}: {reason}"
-    return f"{path}: {value!r} is not legal: {reason}"
+    return f"{path}: {value!r:.80} is not legal: {reason}"
+
+
+def _reason(problem: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """What is wanted, in this project's words; our own validators say it themselves."""
+    wanted = _WANTED.get(problem["type"])
+    if problem["type"] == "model_type":
+        wanted = f"a mapping with the keys {', '.join(keys)}"
+    if wanted is None:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"it must be {wanted.format_map(problem.get('ctx', {}))}"
 
 
 def _nearest(name: str, legal: Sequence[str]) -> str:

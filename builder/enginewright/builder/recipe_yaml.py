@@ -37,16 +37,22 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set ``a.b.c=value`` in nested mappings; the value is read as YAML, an empty one is null."""
+def parse_override(override: str) -> tuple[list[str], Any]:
+    """``a.b.c=value`` as keys and a value, which is read as YAML; an empty one is null."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set {override}: the form is path=value, as in precision=int8")
     try:
-        value = yaml.safe_load(text)
+        return keys, yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+        said = getattr(error, "problem", None) or error
+        raise RecipeError(f"--set {override}: the value is not YAML: {said}") from error
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set a value in nested mappings."""
+    keys, value = parse_override(override)
     node = data
     for depth, key in enumerate(keys[:-1]):
         node = node.setdefault(key, {})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from enginewright.runtime.conformance import Reference, log_softmax
+from enginewright.runtime.conformance import Reference, log_softmax, some_positions
 from enginewright.runtime.tokenizer import Tokenizer
 
 _GREEDY_TOKENS = 64
@@ -28,7 +28,7 @@ def make_reference(model: PreTrainedModel, tokenizer: Tokenizer, max_context: in
     prompts = [ids[: max_context - greedy_tokens] for ids in _prompts(tokenizer)]
     greedy_ids, margins = _greedy(model, prompts, greedy_tokens)
     windows = _windows(tokenizer, min(_WINDOW, max_context))
-    rows = [_score(model, window) for window in windows]
+    rows = [part for window in windows for part in _score(model, window)]
     return Reference(
         prompt_ids=_padded(prompts),
         greedy_ids=greedy_ids.astype(np.int32),
@@ -85,13 +85,16 @@ def _greedy(
     return torch.cat(ids, dim=1).numpy(), torch.cat(margins, dim=1).numpy()
 
 
-@torch.inference_mode()
-def _score(model: PreTrainedModel, window: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Likeliest tokens, their log probabilities, and those of the text's own tokens."""
-    output: Any = model(input_ids=torch.tensor([list(window)]))
-    logprobs = log_softmax(output.logits[0, :-1].numpy())
-    best = np.argsort(-logprobs, axis=1, kind="stable")[:, :_KEPT]
+def _score(model: PreTrainedModel, window: Sequence[int]) -> list[tuple[Any, Any, Any]]:
+    """Likeliest tokens, their log probabilities, and those of the text's own tokens, in parts."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([list(window)])).logits[0, :-1].numpy()
     labels = np.asarray(window[1:])[:, None]
+    return [_ranked(log_softmax(logits[at]), labels[at]) for at in some_positions(len(labels))]
+
+
+def _ranked(logprobs: Any, labels: Any) -> tuple[Any, Any, Any]:
+    best = np.argsort(-logprobs, axis=1, kind="stable")[:, :_KEPT]
     return (
         best.astype(np.int32),
         np.take_along_axis(logprobs, best, axis=1),

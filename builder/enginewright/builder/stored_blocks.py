@@ -8,12 +8,6 @@
 | int4, layer; else                          | 4 bits          | 4 bits          |
 
 The third row: such a source chose to keep the matrix in more bits.
-
-Engines round the activations in blocks of the weights' size, so blocks of 16 are more exact than
-blocks of 32. Under int8 all stand in blocks of 16: the 8-bit product costs the same, its bytes a
-tenth more (on SmolLM2 the mean KL falls from 0.0058 to 0.0032). Under int4, whose product is slower
-over 16, only what projects queries, keys and values does, where the rounding hurts most (0.0045 to
-0.0038).
 """
 
 from __future__ import annotations
@@ -29,6 +23,9 @@ from numpy.typing import NDArray
 from enginewright.builder import quantization
 from enginewright.builder.block_tensor import BlockForm, Latest, LazyBlocks
 from enginewright.builder.weights import Blocks, StackedWeight, Weight
+
+Bits = tuple[int, ...]
+"""The bits to carry blocks in, first one first; the last ones are those to round to."""
 
 
 @runtime_checkable
@@ -47,17 +44,6 @@ class Matrix:
     order: NDArray[np.intp] | None = None
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The bits to carry in, first one first, the last one to round to; the largest block."""
-
-    bits: tuple[int, ...]
-    largest: int = quantization.MAX_BLOCK_SIZE
-
-
-_INT8 = _Choice((8,), quantization.MIN_BLOCK_SIZE)
-
-
 class Storage:
     """Decides for each weight; the same weight asked for twice is stored once."""
 
@@ -65,49 +51,44 @@ class Storage:
         self._precision = precision
         self._layers = layers
         self._latest = Latest()
-        self._known: dict[tuple[int, _Choice], tuple[Matrix, ...]] = {}
+        self._known: dict[tuple[int, Bits], tuple[Matrix, ...]] = {}
 
-    def of_layer(self, weight: Weight, name: str, *, attention: bool) -> tuple[Matrix, ...]:
-        """The weight of a Linear: one matrix, or several one below the other; none: no blocks.
-
-        ``attention``: its output is queries, keys or values.
-        """
+    def of_layer(self, weight: Weight, name: str) -> tuple[Matrix, ...]:
+        """The weight of a Linear: one matrix, or several one below the other; none: no blocks."""
         if self._precision == "int8":
-            return self._of(weight, name, _INT8)
-        bits = (4, 8) if self._source_has_int4 else (4,)
-        largest = quantization.MIN_BLOCK_SIZE if attention else quantization.MAX_BLOCK_SIZE
-        return self._of(weight, name, _Choice(bits, largest))
+            return self._of(weight, name, (8,))
+        return self._of(weight, name, (4, 8) if self._source_has_int4 else (4,))
 
     def of_vocabulary(self, weight: Weight, name: str) -> tuple[Matrix, ...]:
         """The same for the embedding or the head."""
-        return self._of(weight, name, _INT8 if self._precision == "int8" else _Choice((4, 8)))
+        return self._of(weight, name, (8,) if self._precision == "int8" else (4, 8))
 
     @cached_property
     def _source_has_int4(self) -> bool:
         parts = (part for weight in self._layers for part in _parts(weight))
-        return any(_carried(part, _Choice((4,))) is not None for part in parts)
+        return any(_carried(part, (4,)) is not None for part in parts)
 
-    def _of(self, weight: Weight, name: str, choice: _Choice) -> tuple[Matrix, ...]:
-        key = (id(weight), choice)
+    def _of(self, weight: Weight, name: str, bits: Bits) -> tuple[Matrix, ...]:
+        key = (id(weight), bits)
         if key not in self._known:
-            self._known[key] = self._decide(weight, name, choice)
+            self._known[key] = self._decide(weight, name, bits)
         return self._known[key]
 
-    def _decide(self, weight: Weight, name: str, choice: _Choice) -> tuple[Matrix, ...]:
-        carried = _carried(weight, choice)
+    def _decide(self, weight: Weight, name: str, bits: Bits) -> tuple[Matrix, ...]:
+        carried = _carried(weight, bits)
         if carried is not None:
             form = BlockForm.of(carried[0])
-            return (Matrix(self._lazy(form, lambda: _again(weight, choice)), carried[1]),)
+            return (Matrix(self._lazy(form, lambda: _again(weight, bits)), carried[1]),)
         parts = _parts(weight)
-        if len(parts) > 1 and any(_carried(part, choice) is not None for part in parts):
-            each = [self._of(part, name, choice) for part in parts]
+        if len(parts) > 1 and any(_carried(part, bits) is not None for part in parts):
+            each = [self._of(part, name, bits) for part in parts]
             return tuple(matrix for some in each for matrix in some) if all(each) else ()
-        size = quantization.block_size_for(weight.shape[1], choice.largest)
+        size = quantization.block_size_for(weight.shape[1])
         if size is None:
             return ()
-        matrix, bits = (weight.shape[0], weight.shape[1]), choice.bits[-1]
-        form = BlockForm(matrix, bits, size, zero_points=True, offsets=False)
-        lazy = self._lazy(form, lambda: quantization.quantize(weight, bits, size, name))
+        matrix = (weight.shape[0], weight.shape[1])
+        form = BlockForm.rounded(matrix, bits[-1], size)
+        lazy = self._lazy(form, lambda: quantization.quantize(weight, bits[-1], size, name))
         return (Matrix(lazy),)
 
     def _lazy(self, form: BlockForm, compute: Callable[[], Blocks]) -> LazyBlocks:
@@ -118,19 +99,19 @@ def _parts(weight: Weight) -> tuple[Weight, ...]:
     return weight.parts if isinstance(weight, StackedWeight) else (weight,)
 
 
-def _carried(weight: Weight, choice: _Choice) -> tuple[Blocks, NDArray[np.intp] | None] | None:
+def _carried(weight: Weight, bits: Bits) -> tuple[Blocks, NDArray[np.intp] | None] | None:
     """The blocks that the source stores, and the order of inputs that they have."""
-    blocks = quantization.carry(weight, *choice.bits, largest=choice.largest)
+    blocks = quantization.carry(weight, *bits)
     if blocks is not None:
         return blocks, None
     ordered = weight.ordered_blocks() if isinstance(weight, Reordered) else None
     if ordered is None:
         return None
-    fitted = quantization.fit(ordered[0], *choice.bits, largest=choice.largest)
+    fitted = quantization.fit(ordered[0], *bits)
     return None if fitted is None else (fitted, ordered[1])
 
 
-def _again(weight: Weight, choice: _Choice) -> Blocks:
-    carried = _carried(weight, choice)
+def _again(weight: Weight, bits: Bits) -> Blocks:
+    carried = _carried(weight, bits)
     assert carried is not None, "a source gives the same blocks each time"
     return carried[0]

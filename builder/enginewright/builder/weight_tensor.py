@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import onnx_ir as ir
 
 from enginewright.builder.weights import Weight
 
 
-class WeightTensor(ir.TensorProtocol):
+class WeightTensor(ir.LazyTensor):
     """An ONNX-IR tensor of dtype float32 that evaluates its Weight on demand."""
 
     def __init__(self, weight: Weight, name: str) -> None:
+        kind, shape = ir.DataType.FLOAT, ir.Shape(weight.shape)
+        super().__init__(lambda: ir.Tensor(weight.numpy()), kind, shape, name=name)
         self.weight = weight
-        self.name: str | None = name
-        self.shape = ir.Shape(weight.shape)
-        self.dtype = ir.DataType.FLOAT
-        self.doc_string: str | None = None
-        self.raw: Any = weight
-        self.metadata_props: dict[str, str] = {}
-        self.meta: dict[str, Any] = {}
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.weight.shape))
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * self.size
-
-    def numpy(self) -> Any:
-        return self.weight.numpy()
-
-    def tobytes(self) -> bytes:
-        return bytes(self.weight.numpy().tobytes())
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.asarray(self.numpy(), dtype=dtype)
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__()
-
-    def __dlpack_device__(self) -> Any:
-        return self.numpy().__dlpack_device__()
 
 
 def weight_of(value: ir.Value | None) -> Weight | None:

@@ -2,9 +2,9 @@
 
 | array       | shape               | dtype   | meaning                                        |
 |-------------|---------------------|---------|------------------------------------------------|
-| codes       | [N, K]              | uint8   | unsigned codes, one a byte, below 2**bits      |
+| codes()     | [N, K]              | uint8   | unsigned codes, one a byte, below 2**bits      |
 | scales      | [N, K / block_size] | float32 | scale of each block                            |
-| zero_points | [N, K / block_size] | uint8   | integer zero of each block; None: 2**(bits-1)  |
+| zero_points | [N, K / block_size] | uint8   | integer zero of each block; None: all `zero`   |
 | offsets     | [N, K / block_size] | float32 | what is added to each block; None: 0           |
 
 value = scale * (code - zero_point) + offset, blocks running along K.
@@ -13,8 +13,9 @@ value = scale * (code - zero_point) + offset, blocks running along K.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +23,50 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix [N, K] in block-quantized form; see the module's table."""
+    """A matrix [N, K] in block-quantized form; see the module's table.
+
+    ``codes`` reads them at each call: they are most of the bytes, and seldom needed to decide.
+    """
 
     bits: int
     block_size: int
-    codes: NDArray[np.uint8]
+    codes: Callable[[], NDArray[np.uint8]]
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None = None
     offsets: NDArray[np.float32] | None = None
+    uniform_zero: int | None = None
+
+    @property
+    def zero(self) -> int:
+        """The zero of every block without ``zero_points``: by default the middle code."""
+        return 1 << (self.bits - 1) if self.uniform_zero is None else self.uniform_zero
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        rows, blocks = self.scales.shape
+        return rows, blocks * self.block_size
+
+    def each(self, change: Callable[[NDArray[Any]], NDArray[Any]], **others: Any) -> Blocks:
+        """Blocks whose scales, zero points and offsets are changed alike, and ``others``."""
+        zeros, offsets = self.zero_points, self.offsets
+        return replace(
+            self,
+            scales=change(self.scales),
+            zero_points=None if zeros is None else change(zeros),
+            offsets=None if offsets is None else change(offsets),
+            **others,
+        )
 
     def dequantize(self) -> NDArray[np.float32]:
         """The values [N, K], exact to float32 rounding."""
-        n, k = self.codes.shape
-        codes = self.codes.reshape(n, -1, self.block_size).astype(np.float32)
-        zero = np.float32(1 << (self.bits - 1))
+        codes = self.codes().reshape(*self.scales.shape, self.block_size).astype(np.float32)
+        zero = np.float32(self.zero)
         zeros = zero if self.zero_points is None else self.zero_points[..., None].astype(np.float32)
         values = self.scales[..., None] * (codes - zeros)
         if self.offsets is not None:
             values = values + self.offsets[..., None]
-        return values.reshape(n, k)
+        return values.reshape(self.shape)
 
 
 class Weight(ABC):
@@ -94,18 +120,23 @@ class StackedWeight(Weight):
         found = [part for part in parts if part is not None]
         if len(found) != len(parts) or len({(b.bits, b.block_size) for b in found}) != 1:
             return None
-        return _stack(found)
+        return stack(found)
 
 
 class TransposedWeight(Weight):
-    """A matrix [K, N] seen as [N, K]."""
+    """A matrix [K, N] seen as [N, K]; made by ``transposed``."""
 
     def __init__(self, weight: Weight) -> None:
         super().__init__((weight.shape[1], weight.shape[0]))
-        self._weight = weight
+        self.original = weight
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self._weight.numpy()[:, start:stop].T)
+        return np.ascontiguousarray(self.original.numpy()[:, start:stop].T)
+
+
+def transposed(weight: Weight) -> Weight:
+    """The transpose; of a transpose the original, with the blocks that it may be stored in."""
+    return weight.original if isinstance(weight, TransposedWeight) else TransposedWeight(weight)
 
 
 class RowPermutedWeight(Weight):
@@ -117,42 +148,42 @@ class RowPermutedWeight(Weight):
         self._order = order
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        return self._weight.numpy()[self._order[start:stop]]
+        wanted = self._order[start:stop]
+        first = int(wanted.min())
+        return self._weight.rows(first, int(wanted.max()) + 1)[wanted - first]
 
     def blocks(self) -> Blocks | None:
         stored = self._weight.blocks()
         if stored is None:
             return None
         pick = self._order
-        return Blocks(
-            stored.bits,
-            stored.block_size,
-            stored.codes[pick],
-            stored.scales[pick],
-            None if stored.zero_points is None else stored.zero_points[pick],
-            None if stored.offsets is None else stored.offsets[pick],
-        )
+        return stored.each(lambda part: part[pick], codes=lambda: stored.codes()[pick])
 
 
-def _stack(parts: Sequence[Blocks]) -> Blocks:
-    bits, block_size = parts[0].bits, parts[0].block_size
-    zero_points = offsets = None
-    if any(part.zero_points is not None for part in parts):
-        zero_points = np.concatenate(
-            [
-                np.full(part.scales.shape, 1 << (bits - 1), np.uint8)
-                if part.zero_points is None
-                else part.zero_points
-                for part in parts
-            ]
-        )
+def stack(parts: Sequence[Blocks]) -> Blocks:
+    """Blocks of the same bits and size, one below the other."""
+    zero_points: NDArray[np.uint8] | None = None
+    if len({part.zero for part in parts if part.zero_points is None}) > 1 or any(
+        part.zero_points is not None for part in parts
+    ):
+        zero_points = _stacked(parts, "zero_points", lambda part: np.uint8(part.zero))
+    offsets: NDArray[np.float32] | None = None
     if any(part.offsets is not None for part in parts):
-        offsets = np.concatenate(
-            [
-                np.zeros(part.scales.shape, np.float32) if part.offsets is None else part.offsets
-                for part in parts
-            ]
-        )
-    codes = np.concatenate([part.codes for part in parts])
-    scales = np.concatenate([part.scales for part in parts])
-    return Blocks(bits, block_size, codes, scales, zero_points, offsets)
+        offsets = _stacked(parts, "offsets", lambda _: np.float32(0))
+    return replace(
+        parts[0],
+        codes=lambda: np.concatenate([part.codes() for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zero_points=zero_points,
+        offsets=offsets,
+    )
+
+
+def _stacked(
+    parts: Sequence[Blocks], name: str, missing: Callable[[Blocks], np.generic]
+) -> NDArray[Any]:
+    """The parts' arrays of that name; where a part has none, the value that this means."""
+    found = [(part, getattr(part, name)) for part in parts]
+    return np.concatenate(
+        [np.full(p.scales.shape, missing(p)) if array is None else array for p, array in found]
+    )

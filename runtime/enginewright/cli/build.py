@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from enginewright.cli.extras import require
+from enginewright.runtime.errors import RecipeError
 
 NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml")
 
@@ -45,7 +46,13 @@ def command(recipe: Path, overrides: tuple[str, ...], output: Path, progress: bo
     require("build", *NEEDED)
     require("cpu", "onnxruntime")
     from enginewright.builder.recipe import load_recipe
+    from enginewright.builder.recipe_yaml import parse_override
 
+    for override in overrides:
+        try:
+            parse_override(override)
+        except RecipeError as error:
+            raise click.UsageError(str(error)) from error
     read = load_recipe(recipe, overrides)
     from enginewright.builder.pipeline import build
 

@@ -22,6 +22,7 @@ from enginewright.cli.chat_commands import (
     parse,
     settable,
 )
+from enginewright.cli.engine_options import engine_options
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
@@ -37,12 +38,18 @@ PROMPT = "> "
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @sampling_options
-@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
-def command(artifact: Path, system: str | None, threads: int | None, **options: Any) -> None:
+@engine_options
+def command(
+    artifact: Path,
+    system: str | None,
+    threads: int | None,
+    allow_native_code: bool | None,
+    **options: Any,
+) -> None:
     """Talk with the model of ARTIFACT."""
     from enginewright.runtime import LLM
 
-    with LLM(artifact, threads=threads) as llm:
+    with LLM(artifact, threads=threads, allow_native_code=allow_native_code) as llm:
         params = effective(llm, options, MAX_TOKENS)
         interactive = sys.stdin.isatty()
         if interactive:

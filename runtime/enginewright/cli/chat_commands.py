@@ -19,7 +19,23 @@ HELP = """\
 /exit              leave; so does the end of input (Ctrl-D)
 Ctrl-C             stop the answer that is being written"""
 
-UNSETTABLE = frozenset({"detokenize", "logprobs", "stop_token_ids"})
+SETTABLE = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "processor_order",
+)
 """Parameters that make no sense in a conversation that shows nothing but text."""
 
 
@@ -94,8 +110,7 @@ def _set(rest: str) -> Action:
 
 def settable() -> list[str]:
     """The sampling parameters that /set changes."""
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    return [name for name in names if name not in UNSETTABLE]
+    return list(SETTABLE)
 
 
 def change(params: SamplingParams, key: str, value: str) -> SamplingParams:

@@ -84,6 +84,8 @@ def _engine(engine: EngineEntry) -> Iterator[str]:
         f"{kv.layers} layers x {kv.kv_heads} heads x {kv.head_dim}, {kv.dtype}, {kv.layout}"
     )
     yield f"invariant    {'yes' if engine.batch_invariant else 'no'} (same logits in any batch)"
+    if engine.library is not None:
+        yield f"native code  {engine.library}, for {engine.platform}"
     yield f"fingerprint  {engine.fingerprint}"
 
 
@@ -101,11 +103,12 @@ def _files(manifest: Manifest) -> Iterator[str]:
 
 
 def _conformance(manifest: Manifest) -> Iterator[str]:
-    rows = manifest.conformance.get("rows", [])
-    if not rows:
+    if not manifest.conformance:
         yield "  not measured"
-        return
-    yield table(("measure", "value", "bound", "result"), [conformance_row(**row) for row in rows])
+    for plan, report in manifest.conformance.items():
+        yield f"plan {plan}"
+        rows = [conformance_row(**row) for row in report["rows"]]
+        yield table(("measure", "value", "bound", "result"), rows)
 
 
 def conformance_row(name: str, value: float, bound: str, passed: bool) -> tuple[str, ...]:

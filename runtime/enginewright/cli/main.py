@@ -5,17 +5,21 @@ Exit codes: 0 good, 1 failed (``error: ...`` on stderr), 2 wrong usage.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import IO, Any
 
 import click
 
 from enginewright.cli.lazy import LazyGroup, Verb
+from enginewright.cli.streams import settle_streams
 from enginewright.runtime.errors import EnginewrightError
 
 VERBS = {
     "build": Verb("enginewright.cli.build", "Build an artifact from a recipe."),
     "inspect": Verb("enginewright.cli.inspect", "Show what an artifact holds."),
+    "lint": Verb("enginewright.cli.lint", "Check special tokens, chat template and prompts."),
     "verify": Verb("enginewright.cli.verify", "Check an artifact against its reference values."),
     "run": Verb("enginewright.cli.run", "Continue a prompt, or answer it with --chat."),
     "chat": Verb("enginewright.cli.chat", "Talk with a model."),
@@ -33,15 +37,28 @@ class Failure(click.ClickException):
 
 
 class _Root(LazyGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        if not settle_streams():
+            raise Failure("standard output is closed; to run without it, send it to /dev/null")
+        with _failures():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _failures():
             return super().invoke(ctx)
-        except EnginewrightError as error:
-            raise Failure(str(error)) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
-                raise
-            raise Failure(f"{error.strerror}: {error.filename or 'output'}") from error
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What a user or the system did wrong, without a traceback."""
+    try:
+        yield
+    except EnginewrightError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
+            raise
+        raise Failure(f"{error.strerror}: {error.filename or 'output'}") from error
 
 
 @click.group(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginewright.cli.engine_options import engine_options
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 
@@ -30,7 +31,7 @@ MAX_TOKENS = 256
 @click.option("--chat", is_flag=True, help="Answer the prompt through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="With --chat: a system message before the prompt.")
 @sampling_options
-@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(
     artifact: Path,
@@ -38,6 +39,7 @@ def command(
     chat: bool,
     system: str | None,
     threads: int | None,
+    allow_native_code: bool | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -48,7 +50,7 @@ def command(
     from enginewright.runtime import LLM
 
     started = time.perf_counter()
-    with LLM(artifact, threads=threads) as llm:
+    with LLM(artifact, threads=threads, allow_native_code=allow_native_code) as llm:
         load = time.perf_counter() - started
         params = effective(llm, options, MAX_TOKENS)
         stream = _stream(llm, text, params, system, chat)

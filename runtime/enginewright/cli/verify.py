@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginewright.cli.engine_options import engine_options
 from enginewright.cli.inspect import conformance_row
 from enginewright.cli.text import table
 
@@ -17,26 +18,44 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def command(ctx: click.Context, artifact: Path, threads: int | None, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    artifact: Path,
+    threads: int | None,
+    allow_native_code: bool | None,
+    as_json: bool,
+) -> None:
     """Check ARTIFACT: every file's hash, and its answers. Needs no torch.
 
     Exit code 1 when a file is not as it was built, or a bound of the recipe is missed.
     """
     from enginewright.runtime.conformance import verify_artifact
 
-    report = verify_artifact(artifact, threads=threads)
+    results = verify_artifact(artifact, threads=threads, allow_native_code=allow_native_code)
+    passed = all(isinstance(result, str) or result.passed for result in results.values())
     if as_json:
-        click.echo(json.dumps({"artifact": str(artifact), **_data(report)}, indent=2))
+        plans = {plan: _data(result) for plan, result in results.items()}
+        data = {"artifact": str(artifact), "passed": passed, "plans": plans}
+        click.echo(json.dumps(data, indent=2))
     else:
-        rows = [conformance_row(r.name, r.value, r.bound, r.passed) for r in report.rows]
-        click.echo(table(("measure", "value", "bound", "result"), rows))
-        click.echo("passed" if report.passed else "FAILED: a bound of the recipe is missed")
-    if not report.passed:
+        for plan, result in results.items():
+            click.echo(f"plan {plan}\n{_page(result)}")
+        click.echo("passed" if passed else "FAILED: a bound of the recipe is missed")
+    if not passed:
         ctx.exit(1)
 
 
-def _data(report: Report) -> dict[str, Any]:
-    return {"passed": report.passed, "rows": report.as_dict()["rows"]}
+def _page(result: Report | str) -> str:
+    if isinstance(result, str):
+        return f"  not run: {result}"
+    rows = [conformance_row(r.name, r.value, r.bound, r.passed) for r in result.rows]
+    return table(("measure", "value", "bound", "result"), rows)
+
+
+def _data(result: Report | str) -> dict[str, Any]:
+    if isinstance(result, str):
+        return {"not_run": result}
+    return {"passed": result.passed, "rows": result.as_dict()["rows"]}

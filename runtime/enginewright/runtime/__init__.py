@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EnginewrightError,
         IntegrityError,
         MissingDependencyError,
+        NativeCodeError,
         PromptError,
         RecipeError,
         RequestError,
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
         RequestOutput,
     )
     from enginewright.runtime.prompts import TextPrompt, TokensPrompt
+    from enginewright.runtime.sampling.kinds import RequestOutputKind, SamplingType
     from enginewright.runtime.sampling.params import SamplingParams
+    from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
+    from enginewright.runtime.sampling.structured import StructuredOutputsParams
+    from enginewright.runtime.templates import load_chat_template
 
 __all__ = [
     "LLM",
@@ -51,26 +56,37 @@ __all__ = [
     "IntegrityError",
     "Logprob",
     "MissingDependencyError",
+    "NativeCodeError",
     "PromptError",
     "RecipeError",
+    "RepetitionDetectionParams",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "SamplingParamsError",
+    "SamplingType",
     "SchemaVersionError",
     "SourceError",
+    "StructuredOutputsParams",
     "TargetError",
     "TextPrompt",
     "TokensPrompt",
     "UnsupportedModelError",
+    "load_chat_template",
 ]
 
 _HOME = {
     "LLM": "llm",
+    "RepetitionDetectionParams": "sampling.repetition",
+    "RequestOutputKind": "sampling.kinds",
     "SamplingParams": "sampling.params",
+    "SamplingType": "sampling.kinds",
+    "StructuredOutputsParams": "sampling.structured",
     "TextPrompt": "prompts",
     "TokensPrompt": "prompts",
+    "load_chat_template": "templates",
     **dict.fromkeys(("CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"), "outputs"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }

@@ -62,16 +62,30 @@ class Artifact:
         return artifact
 
     def engine(self, target: str | None = None) -> EngineEntry:
-        """The engine for ``target``; without one, the artifact's first."""
+        """The preferred engine for ``target``; without one, the artifact's first."""
+        return self.plans(target)[0]
+
+    def plans(self, target: str | None = None, plan: str | None = None) -> tuple[EngineEntry, ...]:
+        """The engines for ``target`` (by default that of the first), the preferred one first.
+
+        ``plan``: only the one of that name. Raises TargetError where there is none.
+        """
         engines = self.manifest.engines
-        for entry in engines:
-            if target is None or entry.target == target:
-                return entry
-        held = ", ".join(entry.target for entry in engines) or "none"
-        raise TargetError(
-            f"{self.path}: no engine for target {target!r}; this artifact holds: {held}. "
-            f"Ask for one of those, or build again with --set target={target or 'cpu'}"
-        )
+        wanted = engines[0].target if target is None and engines else target
+        found = [entry for entry in engines if entry.target == wanted]
+        if not found:
+            held = ", ".join(dict.fromkeys(entry.target for entry in engines)) or "none"
+            raise TargetError(
+                f"{self.path}: no engine for target {target!r}; this artifact holds: {held}. "
+                f"Ask for one of those, or build again with --set target={target or 'cpu'}"
+            )
+        named = tuple(entry for entry in found if plan is None or entry.plan == plan)
+        if not named:
+            held = ", ".join(entry.plan for entry in found)
+            raise TargetError(
+                f"{self.path}: no plan {plan!r} for target {wanted!r}; this artifact holds: {held}"
+            )
+        return named
 
     def holds(self, relative: str) -> bool:
         """Whether the manifest lists the file; files that it does not list are never read."""

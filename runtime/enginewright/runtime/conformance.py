@@ -16,7 +16,7 @@ likeliest tokens of each position, and N = W * (T - 1) predicted positions:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.errors import ArtifactError
+from enginewright.runtime.errors import ArtifactError, TargetError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
 
@@ -34,6 +34,7 @@ TIE_MARGIN = 1e-4
 """Logit margin below which the reference itself does not decide between two tokens."""
 TOP_K = 5
 _CHUNK = 48
+_POSITIONS = 16
 _DECODED_PROMPTS = 6
 _DECODED_TOKENS = 8
 
@@ -130,18 +131,42 @@ class Report:
         return {"passed": self.passed, "measures": asdict(self.measures), "rows": rows}
 
 
-def verify_artifact(path: str | Path, *, threads: int | None = None) -> Report:
+def verify_artifact(
+    path: str | Path, *, threads: int | None = None, allow_native_code: bool | None = None
+) -> dict[str, Report | str]:
     """Check every file of the artifact, run its engine against the stored reference values.
 
-    Raises ArtifactError (and below) for a damaged artifact. Needs no torch.
+    For each plan its report, or why it does not run here. Raises ArtifactError (and below) for a
+    damaged artifact, or one of which no plan runs. Needs no torch.
     """
     artifact = Artifact.open(path, verify="always")
     reference = Reference.load(artifact.file(REFERENCE_FILE))
-    thresholds = artifact.manifest.recipe["conformance"]
-    precision = artifact.manifest.recipe["precision"]
-    with LLM(path, threads=threads, generation_config="vllm") as llm:
+    thresholds = artifact.manifest.recipe["conformance"][artifact.manifest.recipe["precision"]]
+    results: dict[str, Report | str] = {}
+    for entry in artifact.plans():
+        try:
+            results[entry.plan] = _judged(
+                LLM(
+                    path,
+                    plan=entry.plan,
+                    threads=threads,
+                    allow_native_code=allow_native_code,
+                    generation_config="vllm",
+                ),
+                reference,
+                thresholds,
+            )
+        except TargetError as error:
+            results[entry.plan] = str(error)
+    if all(isinstance(result, str) for result in results.values()):
+        raise TargetError("; ".join(map(str, results.values())))
+    return results
+
+
+def _judged(llm: LLM, reference: Reference, thresholds: Mapping[str, float]) -> Report:
+    with llm:
         declared = llm.engine_info.batch_invariant
-        return judge(measure(llm, reference), thresholds[precision], batch_invariant=declared)
+        return judge(measure(llm, reference), thresholds, batch_invariant=declared)
 
 
 def measure(llm: LLM, reference: Reference) -> Measures:
@@ -220,35 +245,58 @@ def _greedy(llm: LLM, reference: Reference) -> dict[str, Any]:
 
 
 def _distributions(llm: LLM, reference: Reference) -> dict[str, Any]:
-    logprobs = []
-    kls, top1, topk = [], [], []
-    per_window = reference.text_ids.shape[1] - 1
-    for window, ids in enumerate(reference.text_ids):
-        at = slice(window * per_window, (window + 1) * per_window)
-        top_ids, top_logprobs = reference.top_ids[at], reference.top_logprobs[at]
-        ours = log_softmax(llm.logits(ids.tolist())[:-1])
-        logprobs.append(np.take_along_axis(ours, ids[1:, None].astype(np.int64), axis=1)[:, 0])
-        kls.append(_kl(top_logprobs, np.take_along_axis(ours, top_ids.astype(np.int64), axis=1)))
-        ranked = _best(ours, min(TOP_K, top_ids.shape[1]))
-        top1.append(ranked[:, 0] == top_ids[:, 0])
-        topk.append(_overlap(ranked, top_ids[:, : ranked.shape[1]]))
-    kl = np.concatenate(kls)
+    windows = [_window(llm, reference, window) for window in range(len(reference.text_ids))]
+    label_logprobs, kl, top1, topk = (np.concatenate(parts) for parts in zip(*windows, strict=True))
     return {
-        "top1_agreement": float(np.mean(np.concatenate(top1))),
-        "topk_agreement": float(np.mean(np.concatenate(topk))),
+        "top1_agreement": float(np.mean(top1)),
+        "topk_agreement": float(np.mean(topk)),
         "mean_kl": float(kl.mean()),
         "max_kl": float(kl.max()),
-        "perplexity": float(np.exp(-np.mean(np.concatenate(logprobs), dtype=np.float64))),
+        "perplexity": float(np.exp(-np.mean(label_logprobs, dtype=np.float64))),
         "reference_perplexity": float(np.exp(-np.mean(reference.label_logprobs, dtype=np.float64))),
     }
+
+
+def _window(llm: LLM, reference: Reference, window: int) -> tuple[NDArray[Any], ...]:
+    """What ``_compare`` gives for each predicted position of one window, a few at a time."""
+    ids = reference.text_ids[window].astype(np.int64)
+    first = window * (len(ids) - 1)
+    logits = llm.logits(ids.tolist())
+    parts = [
+        _compare(
+            log_softmax(logits[at]),
+            ids[1:][at],
+            reference.top_ids[first:][at],
+            reference.top_logprobs[first:][at],
+        )
+        for at in some_positions(len(ids) - 1)
+    ]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _compare(
+    ours: Floats, labels: NDArray[np.int64], top_ids: NDArray[np.int32], top_logprobs: Floats
+) -> tuple[NDArray[Any], ...]:
+    """Of each position: the label's log probability, KL, and agreement of the best 1 and TOP_K."""
+    ranked = _best(ours, min(TOP_K, top_ids.shape[1]))
+    return (
+        np.take_along_axis(ours, labels[:, None], axis=1)[:, 0],
+        _kl(top_logprobs, np.take_along_axis(ours, top_ids.astype(np.int64), axis=1)),
+        ranked[:, 0] == top_ids[:, 0],
+        _overlap(ranked, top_ids[:, : ranked.shape[1]]),
+    )
+
+
+def some_positions(count: int) -> Iterator[slice]:
+    """The positions 0..count a few at a time: what is computed of logits is larger than they."""
+    return (slice(start, min(start + _POSITIONS, count)) for start in range(0, count, _POSITIONS))
 
 
 def _prefill_invariant(llm: LLM, reference: Reference) -> bool:
     """Whether each prompt has bitwise the same logits alone and in one ragged batch."""
     prompts = reference.prompts()[: llm.max_batch]
-    together = llm.batch_logits(prompts)
-    alone = [llm.logits(prompt) for prompt in prompts]
-    return all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    together = zip(prompts, llm.batch_logits(prompts), strict=True)
+    return all(np.array_equal(llm.logits(prompt), logits) for prompt, logits in together)
 
 
 def _decode_invariant(llm: LLM, reference: Reference) -> bool:
@@ -265,7 +313,8 @@ def _decode_invariant(llm: LLM, reference: Reference) -> bool:
 def _chunk_difference(llm: LLM, reference: Reference) -> float:
     """The largest difference of a logit between a window in one prefill and in chunks."""
     ids = reference.text_ids[0].tolist()
-    return float(np.abs(llm.logits(ids) - llm.logits(ids, chunk=_CHUNK)).max())
+    whole, chunked = llm.logits(ids), llm.logits(ids, chunk=_CHUNK)
+    return max(float(np.abs(whole[at] - chunked[at]).max()) for at in some_positions(len(ids)))
 
 
 def _kl(reference: Floats, ours: Floats) -> Floats:

@@ -5,7 +5,8 @@ B rows of the plan, S tokens of the widest, V vocabulary.
 | tensor        | shape  | dtype   | meaning                                            |
 |---------------|--------|---------|----------------------------------------------------|
 | input_ids     | [B, S] | int64   | each row's tokens of the plan, right padded with 0 |
-| logits_index  | [L]    | int64   | the last real position of each row (L = B)         |
+| logits_index  | [L]    | int64   | the last real position of each row (L = B); of one |
+|               |        |         | whose prompt is scored, all of its positions       |
 | logits        | [L, V] | float32 | what each row's next token is sampled from         |
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from enginewright.runtime.engine import Engine, StepBatch
 from enginewright.runtime.generation import Generation
 from enginewright.runtime.kv_cache import SlotManager
-from enginewright.runtime.scheduler import MAX_TOKENS_PER_STEP, Scheduler, StepPlan
+from enginewright.runtime.scheduler import MAX_TOKENS_PER_STEP, RowPart, Scheduler, StepPlan
 
 
 class EngineCore:
@@ -89,21 +90,32 @@ class EngineCore:
         logits = self._engine.step(self._batch(plan))
         ready = set(self._scheduler.complete(plan))
         stepped = []
-        for part, row_logits in zip(plan.parts, logits, strict=True):
+        ends = np.cumsum([len(self._wanted(part)) for part in plan.parts])
+        for part, rows in zip(plan.parts, np.split(logits, ends[:-1]), strict=True):
+            generation = self._generations[part.row]
+            if generation.prompt_scores is not None:
+                generation.prompt_scores.take(part.start, rows)
             if part.row in ready:
-                generation = self._generations[part.row]
-                generation.accept(row_logits)
+                generation.accept(rows[-1])
                 self._scheduler.append(part.row)
                 stepped.append(generation)
         self._remove([generation for generation in stepped if generation.finished])
         return stepped
 
     def _batch(self, plan: StepPlan) -> StepBatch:
+        width = max(part.end - part.start for part in plan.parts)
         return step_batch(
             [self._generations[part.row].token_ids(part.start, part.end) for part in plan.parts],
             [part.start for part in plan.parts],
             plan.first_slot,
+            [row * width + at for row, part in enumerate(plan.parts) for at in self._wanted(part)],
         )
+
+    def _wanted(self, part: RowPart) -> range:
+        """The positions of the part whose logits are wanted."""
+        length = part.end - part.start
+        scored = self._generations[part.row].prompt_scores is not None
+        return range(0 if scored else length - 1, length)
 
     def _make_room(self, tokens: int) -> None:
         size = self._slots.grow(tokens)

@@ -46,6 +46,10 @@ class TargetError(ArtifactError):
     """No engine of the artifact can run with what is installed here."""
 
 
+class NativeCodeError(TargetError):
+    """A library of operators that cannot be loaded here."""
+
+
 class RequestError(EnginewrightError, ValueError):
     """One request is wrong; it fails alone."""
 

@@ -1,4 +1,4 @@
-"""One request on its way: its ids so far, its text, and when it ends.
+"""One output on its way: its ids so far, its text, and when it ends.
 
 | tensor | shape | dtype   | meaning                                    |
 |--------|-------|---------|--------------------------------------------|
@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,32 +16,32 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.outputs import (
-    CompletionOutput,
-    FinishReason,
-    Logprob,
-    RequestMetrics,
-    RequestOutput,
-)
+from enginewright.runtime.outputs import CompletionOutput, FinishReason, Logprob
+from enginewright.runtime.prompt_scores import PromptScores, TokenText, with_text
 from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.repetition import repeats
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request that was found valid: it fits the engine's limits and vocabulary."""
+    """One output that was asked for and found valid: it fits the engine's limits and vocabulary.
+
+    ``index``: which of the ``n`` outputs of its prompt.
+    """
 
     id: int
     prompt: str | None
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    index: int = 0
 
 
 class Generation:
-    """The running state of a request. ``accept`` takes one step's logits.
+    """The running state of an output. ``accept`` takes one step's logits.
 
     ``token_text`` gives the text of a single token, for log probabilities; a generation without
-    a detokenizer makes no text.
+    a detokenizer makes no text. Of the outputs of one prompt, the first scores it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Generation:
         max_context: int,
         eos_token_ids: Collection[int] = (),
         detokenizer: IncrementalDetokenizer | None = None,
-        token_text: Callable[[int], str] | None = None,
+        token_text: TokenText | None = None,
     ) -> None:
         self.request = request
         self.output_token_ids: list[int] = []
@@ -66,9 +66,12 @@ class Generation:
         self._room = max_context - len(request.prompt_token_ids)
         self._logprobs: list[dict[int, Logprob]] = []
         self._cumulative_logprob = 0.0
-        self._arrival = time.perf_counter()
-        self._first_token: float | None = None
-        self._finished: float | None = None
+        scored = request.params.scores_prompt and request.index == 0
+        prompt = request.prompt_token_ids
+        self.prompt_scores = PromptScores(request.params, prompt, token_text) if scored else None
+        self.arrived = time.perf_counter()
+        self.first_token_at: float | None = None
+        self.finished_at: float | None = None
         self._told_tokens = 0
         self._told_text = 0
 
@@ -96,7 +99,7 @@ class Generation:
             self.error = error
             self._finish("error", str(error))
             return
-        self._first_token = self._first_token or time.perf_counter()
+        self.first_token_at = self.first_token_at or time.perf_counter()
         self.output_token_ids.append(sampled.token_id)
         self._note_logprobs(sampled)
         self._note_text(sampled.token_id)
@@ -107,11 +110,18 @@ class Generation:
         if not self.finished:
             self._finish("abort", None)
 
-    def output(self) -> RequestOutput:
+    @property
+    def has_news(self) -> bool:
+        """Whether there are tokens that no delta told, as many as ``stream_interval`` wants."""
+        untold = len(self.output_token_ids) - self._told_tokens
+        wanted = self.request.params.stream_interval or 1
+        return untold > 0 and (untold >= wanted or self.finished or not self._told_tokens)
+
+    def output(self) -> CompletionOutput:
         """Everything so far."""
         return self._output(0, 0)
 
-    def delta(self) -> RequestOutput:
+    def delta(self) -> CompletionOutput:
         """What came since the last delta; ``cumulative_logprob`` stays a sum over all."""
         output = self._output(self._told_tokens, self._told_text)
         self._told_tokens = len(self.output_token_ids)
@@ -126,12 +136,7 @@ class Generation:
         if sampled.top is None or sampled.logprob is None:
             return
         self._cumulative_logprob += sampled.logprob
-        self._logprobs.append(
-            {
-                token: Logprob(logprob, rank, self._token_text and self._token_text(token))
-                for token, (logprob, rank) in sampled.top.items()
-            }
-        )
+        self._logprobs.append(with_text(sampled.top, self._token_text))
 
     def _note_text(self, token: int) -> None:
         """EOS shows only where the stop is asked for: not every tokenizer calls it special."""
@@ -151,6 +156,14 @@ class Generation:
             self._finish("stop", stop_string)
         elif count in (params.max_tokens, self._room):
             self._finish("length", None)
+        elif self._goes_round():
+            self._finish("repetition", "repetition_detected")
+
+    def _goes_round(self) -> bool:
+        params = self.request.params
+        if params.repetition_detection is None or len(self.output_token_ids) < params.min_tokens:
+            return False
+        return repeats(self.output_token_ids, params.repetition_detection)
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
         if self._detokenizer is not None:
@@ -160,25 +173,16 @@ class Generation:
                 reason, stop_reason = "stop", found
         self.finish_reason = reason
         self._stop_reason = stop_reason
-        self._finished = time.perf_counter()
+        self.finished_at = time.perf_counter()
 
-    def _output(self, first_token: int, first_character: int) -> RequestOutput:
-        with_logprobs = self.request.params.logprobs is not None
-        completion = CompletionOutput(
-            index=0,
+    def _output(self, first_token: int, first_character: int) -> CompletionOutput:
+        with_logprobs = self.request.params.num_logprobs is not None
+        return CompletionOutput(
+            index=self.request.index,
             text=self._text[first_character:],
             token_ids=self.output_token_ids[first_token:],
             cumulative_logprob=self._cumulative_logprob if with_logprobs else None,
             logprobs=self._logprobs[first_token:] if with_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
-        )
-        return RequestOutput(
-            request_id=str(self.request.id),
-            prompt=self.request.prompt,
-            prompt_token_ids=list(self.request.prompt_token_ids),
-            outputs=[completion],
-            finished=self.finished,
-            metrics=RequestMetrics(self._arrival, self._first_token, self._finished),
-            error=self.error,
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, get_args
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
-from enginewright.runtime import scoring
+from enginewright.runtime import options, scoring
 from enginewright.runtime.artifact import Artifact, Verify
-from enginewright.runtime.backends import open_engine
+from enginewright.runtime.chat import ContentFormat, template_arguments, with_parsed_calls
 from enginewright.runtime.core import EngineCore
 from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.engine import EngineInfo
@@ -26,10 +25,17 @@ from enginewright.runtime.errors import (
     SamplingParamsError,
 )
 from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.manifest import EngineEntry, Manifest
+from enginewright.runtime.group import RequestGroup
+from enginewright.runtime.linter import Facts
+from enginewright.runtime.manifest import Manifest
+from enginewright.runtime.options import GenerationConfig
 from enginewright.runtime.outputs import RequestOutput
+from enginewright.runtime.plans import open_plan
+from enginewright.runtime.prompt_warnings import PromptWarnings
 from enginewright.runtime.prompts import Prompt, Prompts, check_ids, read_prompt, split_prompts
-from enginewright.runtime.sampling.params import SamplingParams, resolve_defaults
+from enginewright.runtime.sampling.bad_words import tokenize_words
+from enginewright.runtime.sampling.kinds import RequestOutputKind
+from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
 from enginewright.runtime.scheduler import MAX_TOKENS_PER_STEP
 from enginewright.runtime.templates import Templates
@@ -37,7 +43,6 @@ from enginewright.runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-GenerationConfig = Literal["auto", "vllm"]
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 P = ParamSpec("P")
@@ -47,7 +52,9 @@ T = TypeVar("T")
 class LLM:
     """A loaded artifact. One thread uses it at a time; ``close`` it, or use it in ``with``.
 
-    ``target``: which of the artifact's engines, by default its first. ``threads``: by default
+    ``target`` and ``plan``: which of the artifact's engines, by default the first that runs here.
+    ``allow_native_code``: True runs an artifact's own operators whoever compiled them, False never,
+    None if this machine did. ``threads``: by default
     all cores that the process may use. ``max_batch``, ``max_context``: lower the engine's
     limits. ``seed``: makes requests without a seed of their own repeatable, in their order;
     by default they take fresh entropy. ``verify``: see Artifact.open. ``chat_template``: a path
@@ -67,16 +74,28 @@ class LLM:
         verify: Verify = "cached",
         chat_template: str | os.PathLike[str] | None = None,
         generation_config: GenerationConfig = "auto",
+        plan: str | None = None,
+        allow_native_code: bool | None = None,
     ) -> None:
-        artifact = Artifact.open(model, verify)
-        entry = _lower_limits(artifact.engine(target), max_batch, max_context)
-        self._defaults = _default_params(artifact.manifest, generation_config)
+        threads = options.check_threads(threads)
+        self._seed = options.check_seed(seed)
+        artifact = Artifact.open(options.check_path(model), verify)
+        self._defaults = options.default_params(artifact.manifest, generation_config)
         self._manifest = artifact.manifest
         self._tokenizer = Tokenizer.from_file(artifact.file("tokenizer.json"))
         self._templates = Templates(artifact, chat_template)
-        self._seed = seed
+        facts = Facts.of(artifact, self._tokenizer, self._templates.source)
+        self._warnings = PromptWarnings(facts)
         self._ids = itertools.count()
-        engine = open_engine(artifact, entry, threads)
+        engine, entry = open_plan(
+            artifact,
+            target=target,
+            plan=plan,
+            allow_native_code=allow_native_code,
+            threads=threads,
+            limited=lambda entry: options.lower_limits(entry, max_batch, max_context),
+        )
+        self._plan = entry.plan
         self._info = engine.describe()
         self._core: EngineCore | None = EngineCore(engine)
 
@@ -102,13 +121,28 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
-        add_generation_prompt: bool = True,
         chat_template: str | os.PathLike[str] | None = None,
+        chat_template_content_format: ContentFormat = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer a conversation, or each of a list of them; see ``generate``."""
+        """Answer a conversation, or each of a list of them; see ``generate``.
+
+        ``continue_final_message`` goes on with the last message instead (then give
+        ``add_generation_prompt=False``). ``chat_template_kwargs`` (documents, enable_thinking...)
+        reach the template. For content and its format see ChatTemplate.render.
+        """
         conversations = split_conversations(messages)
-        render = self._renderer(add_generation_prompt, chat_template, chat_template_kwargs)
+        render = self._renderer(
+            chat_template,
+            chat_template_kwargs,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        )
         prompts = [
             _named(index, len(conversations), render, conversation)
             for index, conversation in enumerate(conversations)
@@ -121,25 +155,36 @@ class LLM:
         """Continue one prompt and yield what is new after each token.
 
         ``outputs[0].text`` and ``.token_ids`` hold only what came since the last yield; joined,
-        the texts are the text that ``generate`` gives. Checked at once, run as it is iterated;
+        the texts are the text that ``generate`` gives. With ``n`` > 1 ``outputs`` are those that
+        have something new, by their ``index``. Checked at once, run as it is iterated;
         leaving the loop early aborts the request. An error while it runs is raised.
         """
-        (generation,) = self._prepare([prompt], sampling_params)
-        return self._stream(generation)
+        (group,) = self._prepare([prompt], sampling_params)
+        return self._stream(group)
 
     def stream_chat(
         self,
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
         *,
-        add_generation_prompt: bool = True,
         chat_template: str | os.PathLike[str] | None = None,
+        chat_template_content_format: ContentFormat = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Generator[RequestOutput]:
-        """Answer one conversation, as ``stream`` does."""
-        render = self._renderer(add_generation_prompt, chat_template, chat_template_kwargs)
-        (generation,) = self._prepare([render(messages)], sampling_params)
-        return self._stream(generation)
+        """Answer one conversation, as ``stream`` does; the rest as in ``chat``."""
+        render = self._renderer(
+            chat_template,
+            chat_template_kwargs,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        )
+        (group,) = self._prepare([render(messages)], sampling_params)
+        return self._stream(group)
 
     def logits(self, token_ids: Sequence[int], *, chunk: int | None = None) -> scoring.Logits:
         """Logits [S, V] after every token of one sequence; row t follows the tokens 0..t.
@@ -183,6 +228,11 @@ class LLM:
         return self._info
 
     @property
+    def plan(self) -> str:
+        """Which of the artifact's plans runs."""
+        return self._plan
+
+    @property
     def max_batch(self) -> int:
         """Requests that run together; more wait."""
         return self._info.max_batch
@@ -222,17 +272,16 @@ class LLM:
 
     def _renderer(
         self,
-        add_generation_prompt: bool,
         chat_template: str | os.PathLike[str] | None,
-        kwargs: Mapping[str, Any] | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        **settings: Any,
     ) -> Callable[[Conversation], Prompt]:
         """Conversation to prompt. The template writes BOS itself, so that none is added."""
+        settings |= template_arguments(chat_template_kwargs)
         template = self._templates.get(chat_template)
 
         def render(messages: Conversation) -> Prompt:
-            text = template.render(
-                messages, add_generation_prompt=add_generation_prompt, **(kwargs or {})
-            )
+            text = template.render(with_parsed_calls(messages), **settings)
             ids = self._tokenizer.encode(text, add_special_tokens=False)
             return {"prompt": text, "prompt_token_ids": ids}
 
@@ -242,18 +291,32 @@ class LLM:
         self,
         prompts: Sequence[Any],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> list[Generation]:
-        """Generations of the prompts, all valid, none running yet."""
+    ) -> list[RequestGroup]:
+        """The requests of the prompts, all valid, none running yet."""
         self._open_core()
         params = _params_for(len(prompts), sampling_params, self._defaults)
+        if sampling_params is None:
+            self._warnings.defaults(self._defaults)
         pairs = enumerate(zip(prompts, params, strict=True))
-        return [_named(index, len(prompts), self._generation, *pair) for index, pair in pairs]
+        return [_named(index, len(prompts), self._group, *pair) for index, pair in pairs]
 
-    def _generation(self, prompt: Any, params: SamplingParams) -> Generation:
+    def _group(self, prompt: Any, params: SamplingParams) -> RequestGroup:
         text, ids = read_prompt(prompt)
         tokens = self._fitting(self._tokenizer.encode(text or "") if ids is None else ids, room=1)
-        number = next(self._ids)
+        self._warnings.prompt(text if ids is None else None, tokens)
+        numbers = [next(self._ids) for _ in range(params.n)]
+        seed = self._seed_of(numbers[0])
+        return RequestGroup(
+            [
+                self._generation(Request(number, text, tuple(tokens), params, index), seed)
+                for index, number in enumerate(numbers)
+            ]
+        )
+
+    def _generation(self, request: Request, seed: int | None) -> Generation:
+        params, prompt = request.params, request.prompt_token_ids
         eos = self._manifest.eos_token_ids
+        words = tokenize_words(params.bad_words or (), self._tokenizer)
         detokenizer = None
         if params.detokenize:
             detokenizer = IncrementalDetokenizer(
@@ -261,12 +324,12 @@ class LLM:
                 params.stop_strings,
                 params.include_stop_str_in_output,
                 params.skip_special_tokens,
-                tokens,
+                prompt,
                 params.min_tokens,
             )
         return Generation(
-            Request(number, text, tuple(tokens), params),
-            Sampler(params, self._info.vocab_size, eos, tokens, self._seed_of(number)),
+            request,
+            Sampler(params, self._info.vocab_size, eos, prompt, seed, request.index, words),
             max_context=self._info.max_context,
             eos_token_ids=eos,
             detokenizer=detokenizer,
@@ -293,16 +356,18 @@ class LLM:
         return tokens
 
     def _chunk(self, chunk: int | None, length: int) -> int:
+        chunk = options.whole(
+            "chunk", chunk, 1, otherwise="None for as many as a prompt's steps", error=RequestError
+        )
         if not self._info.steps.extend and (chunk is None or chunk > 1):
             if chunk is not None and chunk < length:
                 raise RequestError(f"chunk={chunk}: this engine only runs chunks of 1, or all")
             return length
-        if chunk is not None and chunk < 1:
-            raise RequestError(f"chunk={chunk}: at least 1 is needed")
         return chunk or MAX_TOKENS_PER_STEP
 
-    def _run_all(self, generations: Sequence[Generation]) -> list[RequestOutput]:
+    def _run_all(self, groups: Sequence[RequestGroup]) -> list[RequestOutput]:
         core = self._open_core()
+        generations = [generation for group in groups for generation in group.generations]
         try:
             for generation in generations:
                 core.add(generation)
@@ -310,28 +375,30 @@ class LLM:
                 core.step()
         finally:
             core.abort(generations)
-        errors = [generation.error for generation in generations if generation.error]
-        if errors and len(errors) == len(generations):
+        errors = [group.error for group in groups if group.error is not None]
+        if errors and all(group.failed for group in groups):
             raise errors[0]
         for error in errors:
             logger.error("a request failed: %s", error)
-        return [generation.output() for generation in generations]
+        return [group.output() for group in groups]
 
-    def _stream(self, generation: Generation) -> Generator[RequestOutput]:
+    def _stream(self, group: RequestGroup) -> Generator[RequestOutput]:
         core = self._open_core()
-        core.add(generation)
+        for generation in group.generations:
+            core.add(generation)
         try:
-            told = 0
-            while not generation.finished or told < len(generation.output_token_ids):
-                if told == len(generation.output_token_ids):
+            while True:
+                news = group.news(RequestOutputKind.DELTA)
+                if news is not None:
+                    yield news
+                elif group.finished:
+                    break
+                else:
                     core.step()
-                if told < len(generation.output_token_ids):
-                    told = len(generation.output_token_ids)
-                    yield generation.delta()
-            if generation.error is not None:
-                raise generation.error
+            if group.error is not None:
+                raise group.error
         finally:
-            core.abort([generation])
+            core.abort(group.generations)
 
 
 def split_conversations(messages: Any) -> list[Conversation]:
@@ -380,31 +447,3 @@ def _params_for(
             f"{len(given)} sampling_params for {count} prompts: give one, or one for each prompt"
         )
     return list(given)
-
-
-def _default_params(manifest: Manifest, generation_config: str) -> SamplingParams:
-    if generation_config not in get_args(GenerationConfig):
-        raise EnginewrightError(
-            f"generation_config={generation_config!r}: legal are 'auto' (the model's own sampling "
-            f"defaults) and 'vllm' (neutral ones)"
-        )
-    return resolve_defaults(manifest.sampling_defaults if generation_config == "auto" else {})
-
-
-def _lower_limits(
-    entry: EngineEntry, max_batch: int | None, max_context: int | None
-) -> EngineEntry:
-    """The entry with limits that were asked for and do not exceed those that were built."""
-    limits = entry.limits
-    asked = {"max_batch": (max_batch, 1), "max_context": (max_context, 2)}
-    for name, (value, lowest) in asked.items():
-        built = getattr(limits, name)
-        if value is None:
-            continue
-        if not lowest <= value <= built:
-            raise EnginewrightError(
-                f"{name}={value}: legal are {lowest} to {built}, the engine's own limit; for a "
-                f"higher one build the artifact again with a larger limits.{name}"
-            )
-        limits = dataclasses.replace(limits, **{name: value})
-    return dataclasses.replace(entry, limits=limits)

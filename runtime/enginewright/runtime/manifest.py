@@ -76,7 +76,8 @@ class EngineEntry:
     """One engine of the artifact.
 
     ``fingerprint`` digests the engine's files; ``plan`` names how it was lowered;
-    ``model`` is the file that the backend opens, ``files`` are all that it needs.
+    ``model`` is the file that the backend opens, ``files`` are all that it needs. ``library`` is
+    the one of them that holds operators of our own, for ``platform`` only.
     """
 
     target: str
@@ -91,6 +92,8 @@ class EngineEntry:
     limits: LimitsEntry
     steps: StepsEntry
     batch_invariant: bool
+    library: str | None = None
+    platform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ class SamplingDefault:
 class Manifest:
     """Everything that the runtime knows of an artifact before it opens a file of it.
 
-    ``recipe``, ``tools`` and ``conformance`` are for people and for verify; the rest drives
-    the runtime. ``eos_token_ids`` is the union over tokenizer, config and generation config.
+    ``recipe``, ``tools`` and ``conformance`` (by plan) are for people and for verify; the rest
+    drives the runtime. ``engines`` stand in the order of preference. ``eos_token_ids`` is the
+    union over tokenizer, config and generation config.
     """
 
     name: str

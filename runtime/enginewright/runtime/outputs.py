@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from enginewright.runtime.errors import EnginewrightError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
+PromptLogprobs = list["dict[int, Logprob] | None"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,17 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     """Sum over the chosen tokens, when ``logprobs`` was asked for."""
     logprobs: list[dict[int, Logprob]] | None = None
-    """For each token: itself and the likeliest ones, when ``logprobs`` was asked for."""
+    """For each token: itself and the likeliest ones (or ``logprob_token_ids``), when asked for."""
     finish_reason: FinishReason | None = None
     """stop: EOS, a stop token or stop string. length: max_tokens, or the context is full.
-    abort: given up by the caller. error: see RequestOutput.error. None: still running."""
+    repetition: see repetition_detection. abort: given up by the caller. error: see
+    RequestOutput.error. None: still running."""
     stop_reason: int | str | None = None
-    """The stop token's id or the stop string; None for EOS."""
+    """The stop token's id or the stop string; "repetition_detected"; None for EOS."""
+
+    def finished(self) -> bool:
+        """Whether nothing more comes."""
+        return self.finish_reason is not None
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,14 @@ class RequestOutput:
     """The prompt's text (after the chat template), None for a prompt of token ids."""
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    """In the order of their ``index``; as many as the parameter ``n`` says."""
     finished: bool
     metrics: RequestMetrics | None = None
     error: EnginewrightError | None = None
-    """Why a request failed while it ran (finish_reason "error"); others were not harmed."""
+    """Why an output failed while it ran (finish_reason "error"); others were not harmed."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """For each token of the prompt: None for the first, then itself and the likeliest ones, when
+    ``prompt_logprobs`` was asked for."""
+    prompt_token_id_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    """Log probabilities [positions, ids] of ``prompt_logprob_token_ids``: row i is of the token
+    after position ``prompt_logprob_start + i``."""

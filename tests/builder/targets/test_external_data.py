@@ -10,8 +10,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from enginewright.builder.passes.lower_block_linear import lower_block_linear
 from enginewright.builder.passes.quantize import quantize
-from enginewright.builder.targets.external_data import save_model
+from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.builder.weight_tensor import WeightTensor
 from enginewright.builder.weights import ArrayWeight, Weight
 
@@ -50,8 +51,14 @@ def tied_model():
 
 def save(model, folder):
     folder.mkdir()
-    save_model(model, folder / "model.onnx", folder / "weights.bin")
-    proto = onnx.load(folder / "model.onnx", load_external_data=False)
+    with WeightsFile(folder / "weights.bin") as weights:
+        weights.save(model, folder / "model.onnx")
+    return external(folder / "model.onnx")
+
+
+def external(graph_file):
+    """Where each tensor of the weights' file lies."""
+    proto = onnx.load(graph_file, load_external_data=False)
     places = {
         tensor.name: {entry.key: entry.value for entry in tensor.external_data}
         for tensor in proto.graph.initializer
@@ -63,6 +70,7 @@ def save(model, folder):
 def test_the_files_run_as_the_model_in_memory_does(tmp_path, precision):
     model = tied_model()
     quantize(model, precision)
+    lower_block_linear(model)
     save(model, tmp_path / "engine")
     ids = {"input_ids": np.array([0, 5, 599])}
     inline = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
@@ -87,9 +95,37 @@ def test_embedding_and_head_read_the_same_bytes(tmp_path):
     places = save(model, tmp_path / "engine")
     assert places["table.table"] == places["table.codes"]
     matrices = (600 + 512 + 512) * 64
-    scales = matrices // 16 * (4 + 1)
+    scales = matrices // 32 * 2
     size = (tmp_path / "engine" / "weights.bin").stat().st_size
     assert matrices + scales <= size < matrices + scales + 64 * len(places)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_two_graphs_share_their_weights(tmp_path, precision):
+    model = tied_model()
+    quantize(model, precision)
+    weights_file = tmp_path / "weights.bin"
+    with WeightsFile(weights_file) as weights:
+        weights.save(model, tmp_path / "native.onnx")
+        lower_block_linear(model)
+        weights.save(model, tmp_path / "plain.onnx")
+    native, plain = (external(tmp_path / f"{name}.onnx") for name in ("native", "plain"))
+    for name in ("table", "w", "u"):
+        assert native[f"{name}.codes"] == plain[f"{name}.fine_codes"]
+        assert native[f"{name}.scales"] == plain[f"{name}.scales"]
+    shared, size = weights_file.read_bytes(), weights_file.stat().st_size
+    alone = tied_model()
+    quantize(alone, precision)
+    save(alone, tmp_path / "alone")
+    first = (tmp_path / "alone" / "weights.bin").read_bytes()
+    assert shared.startswith(first), "the second graph only adds what is not there"
+    # Of int4 the zeros of blocks of 16 are the plain graph's own.
+    own = 2 * 512 * 64 // 16 // 2 if precision == "int4" else 0
+    assert size <= len(first) + own + 64 * 2
+    saved = onnxruntime.InferenceSession(str(tmp_path / "plain.onnx"))
+    ids = {"input_ids": np.array([0, 5, 599])}
+    inline = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    assert np.array_equal(saved.run(None, ids)[0], inline.run(None, ids)[0])
 
 
 def test_offsets_are_aligned_and_in_the_order_of_use(tmp_path):
@@ -132,7 +168,9 @@ class ManyRows(Weight):
         return np.random.default_rng(start).random((stop - start, *self.shape[1:]), np.float32)
 
 
-@pytest.mark.parametrize(("precision", "stored"), [("fp32", 4.0), ("int8", 1.3125), ("int4", 0.64)])
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("fp32", 4.0), ("int8", 1 + 2 / 32), ("int4", 0.5 + 2.5 / 32)]
+)
 def test_memory_stays_far_below_the_size_of_the_weights(tmp_path, precision, stored):
     model = tied_model()
     count = 6

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from enginewright.runtime.errors import UnsupportedModelError
+from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
 
 def _nothing(module: nn.Module) -> None:
@@ -41,14 +41,15 @@ _ROWS = (
     Family("GraniteForCausalLM"),
     Family("SmolLM3ForCausalLM"),
 )
-_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 FAMILIES = {row.architecture: row for row in _ROWS}
 
 
 def check_config(architecture: str, config: PreTrainedConfig) -> None:
     """Refuse what a family can be configured to and has not been shown to agree in.
 
-    Raises UnsupportedModelError, which names the field and its value.
+    Raises UnsupportedModelError, or SourceError for what no model can be configured to; both name
+    the field and its value.
     """
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if expected != architecture:
@@ -56,12 +57,24 @@ def check_config(architecture: str, config: PreTrainedConfig) -> None:
             f"config: architectures says {architecture!r}, model_type {config.model_type!r} is "
             f"{expected!r}; they have to agree"
         )
-    for rope_type in _rope_types(getattr(config, "rope_parameters", None) or {}):
+    rope = getattr(config, "rope_parameters", None) or {}
+    for rope_type in _values_of("rope_type", rope):
         if rope_type not in _ROPE_TYPES:
             raise UnsupportedModelError(
                 f"config: rope_type {rope_type!r} cannot be built; supported: "
-                f"{', '.join(sorted(_ROPE_TYPES))}"
+                f"{', '.join(_ROPE_TYPES)}"
             )
+    for theta in _values_of("rope_theta", rope):
+        if not isinstance(theta, (int, float)) or not theta > 0:
+            raise SourceError(
+                f"config: rope_theta {theta!r:.80} is not legal: it must be a number above 0"
+            )
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None and not -config.vocab_size <= padding < config.vocab_size:
+        raise SourceError(
+            f"config: pad_token_id {padding} is outside the vocabulary of {config.vocab_size} "
+            f"tokens; correct it, or set it to null"
+        )
     activation = getattr(config, "hidden_act", None)
     if activation is not None and activation not in ACT2FN:
         raise UnsupportedModelError(f"config: hidden_act {activation!r} is unknown to transformers")
@@ -71,13 +84,13 @@ def check_config(architecture: str, config: PreTrainedConfig) -> None:
         )
 
 
-def _rope_types(parameters: Mapping[str, Any]) -> Iterator[str]:
+def _values_of(key: str, parameters: Mapping[str, Any]) -> Iterator[Any]:
     """Of the whole model, or of each kind of its layers."""
     for name, value in parameters.items():
-        if name == "rope_type":
+        if name == key:
             yield value
         elif isinstance(value, Mapping):
-            yield from _rope_types(value)
+            yield from _values_of(key, value)
 
 
 def family_of(architecture: str) -> Family:

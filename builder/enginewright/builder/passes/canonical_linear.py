@@ -12,7 +12,7 @@ import onnx_ir as ir
 from enginewright.builder import linear
 from enginewright.builder.passes.match import insert_before, producer, replace
 from enginewright.builder.weight_tensor import initializer, weight_of
-from enginewright.builder.weights import TransposedWeight
+from enginewright.builder.weights import transposed
 
 
 def canonical_linear(model: ir.Model) -> None:
@@ -35,14 +35,14 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     weight = weight_of(stored)
     assert stored is not None
     assert weight is not None
-    transposed = initializer(graph, f"{stored.name}.T", TransposedWeight(weight))
+    turned = initializer(graph, f"{stored.name}.T", transposed(weight))
     flattened = producer(x, "Reshape")
     backs = [use.node for use in node.outputs[0].uses()]
     if flattened is not None and all(_restores(back, flattened.inputs[0]) for back in backs):
         x, outputs = flattened.inputs[0], [back.outputs[0] for back in backs]
     else:
         outputs = [node.outputs[0]]
-    new = ir.node(linear.OP_TYPE, [x, transposed, *bias], domain=linear.DOMAIN)
+    new = ir.node(linear.OP_TYPE, [x, turned, *bias], domain=linear.DOMAIN)
     insert_before(node, [new])
     for output in outputs:
         replace([output], new.outputs)

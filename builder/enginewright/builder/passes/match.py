@@ -78,10 +78,16 @@ def insert_before(anchor: ir.Node, nodes: Sequence[ir.Node]) -> None:
 
 def constant_value(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Register an array as an initializer, or return the one of that name."""
-    if name in graph.initializers:
-        return graph.initializers[name]
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    return initializer(graph, ir.tensor(array, name=name))
+
+
+def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a tensor as an initializer, or return the one of that name."""
+    assert tensor.name is not None
+    if tensor.name in graph.initializers:
+        return graph.initializers[tensor.name]
+    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=tensor.name, shape=shape, type=kind)
     value.const_value = tensor
     graph.initializers.add(value)
     return value

@@ -1,12 +1,11 @@
-"""Linear and the token embedding, lowered to the precision asked for.
+"""Linear and the token embedding, in the precision asked for.
 
 Before: y = Linear(x, W [N, K], bias); e = Gather(E, input_ids).
 After:
 - fp32: y = FusedMatMul(x, W, transB=1) + bias; the embedding stays.
-- int8, int4: y = MatMulNBits(x, codes, scales, zero_points?, bias), and with floating offsets (GGUF
-  Q4_1, Q4_K) y = MatMulNBits(...) + FusedMatMul(sums of x by block, offsets, transB=1), the sums
-  shared by all that read x; e = GatherBlockQuantized(table, input_ids, scales) over the same bytes
-  as a tied head.
+- int8, int4: y = BlockLinear(x, codes, scales, zero_points?, offsets?, bias?), which a target runs
+  or lowers; e = GatherBlockQuantized(table, input_ids, scales, zero_points?) over the bytes of a
+  tied head, with offsets e + offsets by block.
 
 Blocks that the source stores are used as they stand. What else there is, is rounded: to int8 under
 int8; under int4 to int4, but to int8 the embedding, the head, and whatever a source that has
@@ -22,16 +21,19 @@ import onnx_ir as ir
 
 from enginewright.builder import linear
 from enginewright.builder.block_tensor import BlockTensor
-from enginewright.builder.passes.match import MICROSOFT, constant_value, insert_before, replace
+from enginewright.builder.passes.centre_blocks import centred_offsets, float32, keep_axes
+from enginewright.builder.passes.match import (
+    MICROSOFT,
+    constant_value,
+    initializer,
+    insert_before,
+    replace,
+)
 from enginewright.builder.stored_blocks import Matrix, Storage
 from enginewright.builder.weight_tensor import weight_of
+from enginewright.plugins.block_linear import contract
 
 PRECISIONS = ("fp32", "int8", "int4")
-# Activations are rounded to 8 bits in blocks of the weight's size: products of integers.
-_INTEGER_PRODUCTS = 4
-_ATTENTION = "GroupQueryAttention"
-_BEFORE_ATTENTION = {"Split", "Slice", "Reshape", "Transpose", "SimplifiedLayerNormalization"}
-_BEFORE_ATTENTION |= {"Neg", "Concat", "Mul", "Add"}
 
 
 def quantize(model: ir.Model, precision: str) -> None:
@@ -40,6 +42,7 @@ def quantize(model: ir.Model, precision: str) -> None:
     graph = model.graph
     linears = [node for node in graph if node.op_type == linear.OP_TYPE]
     graph.opset_imports.setdefault(MICROSOFT, 1)
+    graph.opset_imports.setdefault(contract.DOMAIN, contract.ABI_VERSION)
     if precision == "fp32":
         for node in linears:
             _swap(node, _fp32(node))
@@ -61,18 +64,6 @@ def _head(logits: ir.Value) -> ir.Node | None:
         chain = [value for value in node.inputs if value is not None and value.const_value is None]
         node = chain[0].producer() if chain else None
     return node
-
-
-def _feeds_attention(value: ir.Value) -> bool:
-    """Whether only layout, norms and rotary stand between the value and an attention node."""
-    return any(
-        use.node.op_type == _ATTENTION
-        or (
-            use.node.op_type in _BEFORE_ATTENTION
-            and any(_feeds_attention(output) for output in use.node.outputs)
-        )
-        for use in value.uses()
-    )
 
 
 def _fp32(node: ir.Node) -> list[ir.Node]:
@@ -97,12 +88,11 @@ def _swap(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
 
 
 class _Lowering:
-    """What nodes share while a graph is lowered: initializers and sums of activations."""
+    """What nodes share while a graph is lowered: the initializers of a matrix."""
 
     def __init__(self, graph: ir.Graph, storage: Storage) -> None:
         self._graph = graph
         self._storage = storage
-        self._sums: dict[tuple[int, int], ir.Value] = {}
         self._values: dict[tuple[int, str], ir.Value] = {}
 
     def linear(self, node: ir.Node, *, is_head: bool) -> None:
@@ -114,8 +104,7 @@ class _Lowering:
         if weight is not None and is_head:
             stored = self._storage.of_vocabulary(weight, name)
         elif weight is not None:
-            attention = _feeds_attention(node.outputs[0])
-            stored = self._storage.of_layer(weight, name, attention=attention)
+            stored = self._storage.of_layer(weight, name)
         bias = node.inputs[2] if len(node.inputs) == 3 else None
         if not stored:
             nodes = _fp32(node)
@@ -138,21 +127,25 @@ class _Lowering:
 
     def _gathered(self, matrix: Matrix, name: str, ids: ir.Value) -> list[ir.Node]:
         form = matrix.lazy.form
-        codes, scales, *zeros = self._operands(matrix, name, "table")
+        scales = float32(self._part(matrix, "scales", name))
+        operands = [self._part(matrix, "table", name), ids, scales.outputs[0]]
+        if form.zero_points:
+            operands.append(self._part(matrix, "zero_points", name))
         attributes = {"bits": form.bits, "block_size": form.block_size}
         attributes |= {"gather_axis": 0, "quantize_axis": 1}
-        operands = [codes, ids, scales, *zeros]
-        nodes = [ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT)]
-        if form.offsets:
-            offsets = self._part(matrix, "offsets", name)
-            nodes.append(ir.node("Gather", [offsets, ids], {"axis": 0}))
-            last = constant_value(self._graph, "last_axis", np.array([-1], np.int64))
-            nodes.append(ir.node("Unsqueeze", [nodes[-1].outputs[0], last]))
-            assert ids.shape is not None
-            rank = len(ids.shape)
-            nodes.append(self._reshape(nodes[0].outputs[0], rank, [form.blocks, form.block_size]))
-            nodes.append(ir.node("Add", [nodes[-1].outputs[0], nodes[-2].outputs[0]]))
-            nodes.append(self._reshape(nodes[-1].outputs[0], rank, [form.inputs]))
+        gathered = ir.node("GatherBlockQuantized", operands, attributes, domain=MICROSOFT)
+        offsets = self._part(matrix, "offsets", name) if form.offsets else None
+        nodes, added = centred_offsets(self._graph, form, scales.outputs[0], offsets)
+        if added is None:
+            return [scales, gathered]
+        assert ids.shape is not None
+        rank, blocks = len(ids.shape), [form.blocks, form.block_size]
+        nodes = [scales, gathered, *nodes, ir.node("Gather", [added, ids], {"axis": 0})]
+        last = constant_value(self._graph, "last_axis", np.array([-1], np.int64))
+        nodes.append(ir.node("Unsqueeze", [nodes[-1].outputs[0], last]))
+        nodes.append(keep_axes(self._graph, gathered.outputs[0], rank, blocks))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], nodes[-2].outputs[0]]))
+        nodes.append(keep_axes(self._graph, nodes[-1].outputs[0], rank, [form.inputs]))
         return nodes
 
     def _stacked(
@@ -179,52 +172,27 @@ class _Lowering:
             nodes.append(ir.node("Gather", [x, order], {"axis": -1}))
             nodes[0].outputs[0].shape = x.shape
             x = nodes[0].outputs[0]
-        codes, scales, *zeros = self._operands(matrix, name, "codes")
-        operands = [x, codes, scales, zeros[0] if zeros else None, None, bias]
+        parts: list[ir.Value | None] = [
+            self._part(matrix, part, name) if present else None
+            for part, present in (
+                ("codes", True),
+                ("scales", True),
+                ("zero_points", form.zero_points),
+                ("offsets", form.offsets),
+            )
+        ]
+        operands = [x, *parts, bias]
         while operands[-1] is None:
             operands.pop()
         attributes = {"N": form.rows, "K": form.inputs, "bits": form.bits}
-        attributes |= {"block_size": form.block_size, "accuracy_level": _INTEGER_PRODUCTS}
-        product = ir.node("MatMulNBits", operands, attributes, domain=MICROSOFT)
-        nodes.append(product)
-        if form.offsets:
-            nodes += self._offset_product(x, matrix, name)
-            nodes.append(ir.node("Add", [product.outputs[0], nodes[-1].outputs[0]]))
+        attributes |= {"block_size": form.block_size, "zero": form.zero}
+        nodes.append(ir.node(contract.OP_TYPE, operands, attributes, domain=contract.DOMAIN))
         return nodes
-
-    def _offset_product(self, x: ir.Value, matrix: Matrix, name: str) -> list[ir.Node]:
-        """What the offsets add: each one times the sum of x over its block."""
-        form, nodes = matrix.lazy.form, []
-        key = (id(x), form.block_size)
-        if key not in self._sums:
-            assert x.shape is not None
-            nodes.append(self._reshape(x, len(x.shape) - 1, [form.blocks, form.block_size]))
-            last = constant_value(self._graph, "last_axis", np.array([-1], np.int64))
-            sums = ir.node("ReduceSum", [nodes[0].outputs[0], last], {"keepdims": 0})
-            nodes.append(sums)
-            self._sums[key] = sums.outputs[0]
-        offsets = self._part(matrix, "offsets", name)
-        operands = [self._sums[key], offsets]
-        return [*nodes, ir.node("FusedMatMul", operands, {"transB": 1}, domain=MICROSOFT)]
-
-    def _reshape(self, value: ir.Value, leading: int, trailing: list[int]) -> ir.Node:
-        """Keep the leading axes (0 in Reshape) and put the others in their place."""
-        name = "_".join(map(str, ["keep", leading, *trailing]))
-        shape = np.array([0] * leading + trailing, np.int64)
-        return ir.node("Reshape", [value, constant_value(self._graph, name, shape)])
-
-    def _operands(self, matrix: Matrix, name: str, codes: str) -> list[ir.Value]:
-        """Codes, scales, and zero points if there are any."""
-        parts = [codes, "scales", *(["zero_points"] if matrix.lazy.form.zero_points else [])]
-        return [self._part(matrix, part, name) for part in parts]
 
     def _part(self, matrix: Matrix, part: str, name: str) -> ir.Value:
         """The initializer of one part; shared by all that read this matrix."""
         key = (id(matrix.lazy), part)
         if key not in self._values:
             tensor = BlockTensor(matrix.lazy, part, f"{name}.{part}")
-            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-            value.const_value = tensor
-            self._graph.initializers.add(value)
-            self._values[key] = value
+            self._values[key] = initializer(self._graph, tensor)
         return self._values[key]

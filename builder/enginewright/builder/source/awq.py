@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from enginewright.builder.source.int4 import (
     PER_WORD,
     Int4Weight,
-    packed_modules,
-    part_of,
-    scales_of,
+    PackedModule,
+    groups_of,
     settings_of,
+    unpack_modules,
     unpack_words,
 )
 from enginewright.builder.source.safetensors_file import StoredWeight
@@ -34,16 +34,6 @@ _POSITION = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 
 class AwqWeight(Int4Weight):
     """One packed matrix."""
-
-    def __init__(
-        self,
-        words: NDArray[np.int32],
-        scales: NDArray[np.float32],
-        zeros: NDArray[np.uint8],
-        groups: NDArray[np.integer[Any]],
-    ) -> None:
-        super().__init__(scales, zeros, groups)
-        self._words = words
 
     def codes(self, start: int, stop: int) -> NDArray[np.uint8]:
         first, last = start // PER_WORD, -(-stop // PER_WORD)
@@ -65,28 +55,15 @@ def unpack(
             raise UnsupportedModelError(
                 f"{where}: AWQ in the layout {layout!r}; built is gemm, the default of AutoAWQ"
             )
-    weights: dict[str, Weight] = dict(stored)
-    for module, words in packed_modules(stored, where).items():
-        weight = _weight(stored, module, words, size, where)
-        for part in ("qweight", "qzeros", "scales"):
-            weights.pop(f"{module}.{part}", None)
-        weights[f"{module}.weight"] = weight
-    return weights
+    return unpack_modules(stored, where, lambda module: _weight(module, size))
 
 
-def _weight(
-    stored: Mapping[str, StoredWeight],
-    module: str,
-    words: NDArray[np.int32],
-    size: int,
-    where: str,
-) -> AwqWeight:
-    inputs, outputs = words.shape[0], words.shape[1] * PER_WORD
-    size = inputs if size == -1 else size
-    count = -(-inputs // size)
-    scales = scales_of(stored, module, (count, outputs), where)
-    packed = part_of(stored, module, "qzeros", (count, outputs // PER_WORD), where)
-    return AwqWeight(words, scales, _outputs(packed), np.arange(inputs) // size)
+def _weight(module: PackedModule, size: int) -> AwqWeight:
+    inputs, outputs = module.words.shape[0], module.words.shape[1] * PER_WORD
+    count, groups = groups_of(inputs, size)
+    scales = module.scales(count, outputs)
+    packed = module.part("qzeros", count, outputs // PER_WORD)
+    return AwqWeight(module.words, scales, _outputs(packed), groups)
 
 
 def _outputs(words: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from enginewright.builder.source.hashes import source_digest
+from enginewright.builder.source.sizes import check_sizes
+from enginewright.builder.source.token_ids import check_ids, read_ids
 from enginewright.builder.source.tokenizer import SourceTokenizer
 from enginewright.builder.weights import Weight
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
@@ -95,9 +97,14 @@ class Source(ABC):
     def architecture(self) -> str:
         """The class in transformers, as the config names it."""
         claimed = self.config.get("architectures") or []
-        by_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(self.config.get("model_type", ""))
+        if not isinstance(claimed, list) or not all(isinstance(name, str) for name in claimed):
+            raise SourceError(
+                f"{self.origin.location}: config: architectures {claimed!r:.80} is not legal: it "
+                f'must be a list with the name of the model\'s class, such as ["LlamaForCausalLM"]'
+            )
+        by_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(self.config.get("model_type")))
         name = claimed[0] if claimed else by_type
-        if not isinstance(name, str):
+        if name is None:
             raise UnsupportedModelError(
                 f"{self.origin.location}: config names no architecture and its model_type "
                 f"{self.config.get('model_type')!r} is no causal language model of transformers "
@@ -114,11 +121,15 @@ class Source(ABC):
                 f"{transformers.__version__} (architecture {self.architecture}); code shipped "
                 f"inside a checkpoint is never run"
             )
+        config_class = CONFIG_MAPPING[model_type]
+        check_sizes(self.origin.location, self.config, config_class.attribute_map)
+        read_ids(f"{self.origin.location}: config: eos_token_id", self.config.get("eos_token_id"))
         try:
-            return CONFIG_MAPPING[model_type].from_dict(dict(self.config))
+            return config_class.from_dict(dict(self.config))
         except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise SourceError(
-                f"{self.origin.location}: the config is not a legal {model_type} config: {error}"
+                f"{self.origin.location}: the config is not a legal {model_type} config: "
+                f"{' '.join(str(error).split())}"
             ) from error
 
     @property
@@ -134,22 +145,34 @@ class Source(ABC):
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The union over config, generation config and tokenizer, sorted."""
-        stated = (
-            self.config.get("eos_token_id"),
-            self.generation_config.get("eos_token_id"),
-            self.tokenizer.eos_token_id,
-        )
-        ids: set[int] = set()
-        for value in stated:
-            ids.update(value if isinstance(value, list) else [] if value is None else [value])
-        return tuple(sorted(ids))
+        """The union over config, generation config and tokenizer, sorted.
+
+        Raises SourceError for what is no id, or one that the model can never write.
+        """
+        stated = {
+            "config: eos_token_id": self.config.get("eos_token_id"),
+            "generation config: eos_token_id": self.generation_config.get("eos_token_id"),
+            "tokenizer: eos_token": self.tokenizer.eos_token_id,
+        }
+        places = {f"{self.origin.location}: {name}": value for name, value in stated.items()}
+        found = {where: read_ids(where, value) for where, value in places.items()}
+        vocab_size = self.model_config().vocab_size
+        for where, ids in found.items():
+            check_ids(where, ids, vocab_size)
+        return tuple(sorted(set().union(*found.values())))
 
     @cached_property
     def bos_token_id(self) -> int | None:
         """The tokenizer's; else what the config says."""
         stated: int | None = self.tokenizer.bos_token_id
         return self.config.get("bos_token_id") if stated is None else stated
+
+    def check(self) -> None:
+        """Raise SourceError for what would fail late in a build, or in the runtime only: ids of
+        end tokens, the generation config, the chat template.
+        """
+        _ = self.eos_token_ids
+        self.tokenizer.check(self.origin.location)
 
     def write_tokenizer(self, folder: Path) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja

@@ -12,10 +12,11 @@ from transformers.initialization import no_init_weights
 
 from enginewright.builder.source import awq, gptq
 from enginewright.builder.source.base import Origin, Source, SourceFiles
+from enginewright.builder.source.int4 import Int4Weight
 from enginewright.builder.source.json_file import read_json
 from enginewright.builder.source.quiet import quiet_transformers
 from enginewright.builder.source.safetensors_file import StoredWeight, open_safetensors
-from enginewright.builder.source.tokenizer import SourceTokenizer, folder_tokenizer
+from enginewright.builder.source.tokenizer import folder_tokenizer
 from enginewright.builder.weights import Weight
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
@@ -42,21 +43,9 @@ QUANTIZATIONS: Mapping[str, _Unpack] = {"gptq": gptq.unpack, "awq": awq.unpack}
 class CheckpointSource(Source):
     """A folder as transformers saves it; quantized ones hold GPTQ or AWQ weights of 4 bits."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        config: Mapping[str, Any],
-        weights: Mapping[str, Weight],
-        files: SourceFiles,
-        tokenizer: SourceTokenizer,
-        quantized: bool,
-    ) -> None:
-        super().__init__(origin, config, weights, files, tokenizer)
-        self.quantized = quantized
-
     def reference_model(self) -> PreTrainedModel:
         """As transformers loads it; for quantized weights its model with our exact float32."""
-        if self.quantized:
+        if any(isinstance(weight, Int4Weight) for weight in self.weights.values()):
             return self._filled_model()
         with quiet_transformers():
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -105,7 +94,6 @@ def open_checkpoint(folder: Path, origin: Origin | None = None) -> CheckpointSou
         weights,
         SourceFiles(paths, frozenset(weight_files)),
         tokenizer,
-        quantized=unpack is not None,
     )
 
 

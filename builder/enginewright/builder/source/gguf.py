@@ -18,7 +18,7 @@ from enginewright.builder.source.gguf_file import GgufFile, open_gguf
 from enginewright.builder.source.gguf_tokenizer import gguf_tokenizer
 from enginewright.builder.source.gguf_weight import SUPPORTED, gguf_weight
 from enginewright.builder.source.quiet import quiet_transformers
-from enginewright.builder.weights import RowPermutedWeight, TransposedWeight, Weight
+from enginewright.builder.weights import RowPermutedWeight, Weight, transposed
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
 _IN_CONFIG = frozenset({"rope_freqs.weight"})  # tensors that the config says in other words
@@ -110,7 +110,7 @@ def _undo(file: GgufFile, family: GgufFamily, name: str, weight: Weight) -> Weig
             raise SourceError(f"{file.path}: damaged: {name} has {weight.shape[0]} rows")
         return RowPermutedWeight(weight, _half_rotated(weight.shape[0], heads))
     if stem in family.transposed and suffix == "weight":
-        return TransposedWeight(weight)
+        return transposed(weight)
     if family.norms_plus_one and stem.endswith("norm"):
         return NormWeight(weight)
     return weight

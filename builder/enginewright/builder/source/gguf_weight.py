@@ -60,20 +60,20 @@ def gguf_weight(tensor: GgufTensor) -> Weight:
 
 def _q4_0(data: NDArray[np.uint8]) -> Blocks:
     scales, packed = _blocks_of(data, 2, 16)
-    return Blocks(4, _BLOCK, _nibbles(packed), _half(scales, 0))
+    return Blocks(4, _BLOCK, lambda: _nibbles(packed), _half(scales, 0))
 
 
 def _q4_1(data: NDArray[np.uint8]) -> Blocks:
     halves, packed = _blocks_of(data, 4, 16)
     scales = _half(halves, 0)
-    zeros = np.zeros(scales.shape, np.uint8)
-    return Blocks(4, _BLOCK, _nibbles(packed), scales, zeros, _half(halves, 1))
+    offsets = _half(halves, 1)
+    return Blocks(4, _BLOCK, lambda: _nibbles(packed), scales, None, offsets, uniform_zero=0)
 
 
 def _q8_0(data: NDArray[np.uint8]) -> Blocks:
     scales, packed = _blocks_of(data, 2, 32)
-    codes = (packed ^ np.uint8(128)).reshape(data.shape[0], -1)
-    return Blocks(8, _BLOCK, codes, _half(scales, 0))
+    rows = data.shape[0]
+    return Blocks(8, _BLOCK, lambda: (packed ^ np.uint8(128)).reshape(rows, -1), _half(scales, 0))
 
 
 def _q4_k(data: NDArray[np.uint8]) -> Blocks:
@@ -85,7 +85,7 @@ def _q4_k(data: NDArray[np.uint8]) -> Blocks:
     offsets = -(least * minima.astype(np.float32)).reshape(rows, -1)
     # 32 bytes hold two sub-blocks: the low halves one, the high halves the next
     packed = groups[..., 16:].reshape(rows, -1, _BLOCK)
-    return Blocks(4, _BLOCK, _nibbles(packed), scales, np.zeros(scales.shape, np.uint8), offsets)
+    return Blocks(4, _BLOCK, lambda: _nibbles(packed), scales, None, offsets, uniform_zero=0)
 
 
 _BLOCKS: Mapping[Type, Callable[[NDArray[np.uint8]], Blocks]] = {

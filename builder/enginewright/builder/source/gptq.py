@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from enginewright.builder.source.int4 import (
     PER_WORD,
     Int4Weight,
-    packed_modules,
-    part_of,
-    scales_of,
+    PackedModule,
+    groups_of,
     settings_of,
+    unpack_modules,
     unpack_words,
 )
 from enginewright.builder.source.safetensors_file import StoredWeight
@@ -38,16 +38,6 @@ _FORMATS = ("gptq", "gptq_v2")
 
 class GptqWeight(Int4Weight):
     """One packed matrix."""
-
-    def __init__(
-        self,
-        words: NDArray[np.int32],
-        scales: NDArray[np.float32],
-        zeros: NDArray[np.uint8],
-        groups: NDArray[np.integer[Any]],
-    ) -> None:
-        super().__init__(scales, zeros, groups)
-        self._words = words
 
     def codes(self, start: int, stop: int) -> NDArray[np.uint8]:
         unpacked = unpack_words(np.ascontiguousarray(self._words[:, start:stop].T))
@@ -70,32 +60,20 @@ def unpack(
             f"{where}: quantization_config.dynamic gives modules their own settings "
             f"({changed[0]}); only one setting for all packed modules is built"
         )
-    weights: dict[str, Weight] = dict(stored)
-    for module, words in packed_modules(stored, where).items():
-        weight = _weight(stored, module, words, size, 0 if form == "gptq_v2" else 1, where)
-        for part in ("qweight", "qzeros", "scales", "g_idx"):
-            weights.pop(f"{module}.{part}", None)
-        weights[f"{module}.weight"] = weight
-    return weights
+    offset = 0 if form == "gptq_v2" else 1
+    return unpack_modules(stored, where, lambda module: _weight(module, size, offset))
 
 
-def _weight(
-    stored: Mapping[str, StoredWeight],
-    module: str,
-    words: NDArray[np.int32],
-    size: int,
-    offset: int,
-    where: str,
-) -> GptqWeight:
-    inputs, outputs = words.shape[0] * PER_WORD, words.shape[1]
-    size = inputs if size == -1 else size
-    count = -(-inputs // size)
-    scales = scales_of(stored, module, (count, outputs), where)
-    packed = part_of(stored, module, "qzeros", (count, outputs // PER_WORD), where)
+def _weight(module: PackedModule, size: int, offset: int) -> GptqWeight:
+    inputs, outputs = module.words.shape[0] * PER_WORD, module.words.shape[1]
+    count, groups = groups_of(inputs, size)
+    scales = module.scales(count, outputs)
+    packed = module.part("qzeros", count, outputs // PER_WORD)
     zeros = (unpack_words(packed).reshape(count, outputs) + np.uint8(offset)) & np.uint8(15)
-    groups = np.arange(inputs) // size
-    if f"{module}.g_idx" in stored:
-        groups = part_of(stored, module, "g_idx", (inputs,), where)
+    if "g_idx" in module:
+        groups = module.part("g_idx", inputs)
         if groups.min() < 0 or groups.max() >= count:
-            raise SourceError(f"{where}: {module}.g_idx names groups outside 0..{count - 1}")
-    return GptqWeight(words, scales, zeros, groups)
+            raise SourceError(
+                f"{module.where}: {module.name}.g_idx names groups outside 0..{count - 1}"
+            )
+    return GptqWeight(module.words, scales, zeros, groups)

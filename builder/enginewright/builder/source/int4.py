@@ -2,6 +2,7 @@
 
 | array   | shape  | dtype   | meaning                                                       |
 |---------|--------|---------|---------------------------------------------------------------|
+| words   | [*, *] | int32   | eight codes a word, as a subclass knows                       |
 | scales  | [G, N] | float   | scale of each group of inputs, for each output                |
 | zeros   | [G, N] | uint8   | integer zero of each group                                    |
 | groups  | [K]    | int     | the group of each input; arange(K) // group_size if in order  |
@@ -13,7 +14,8 @@ value[n, k] = scales[groups[k], n] * (codes[n, k] - zeros[groups[k], n])
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,9 +34,14 @@ class Int4Weight(Weight):
     """A matrix [N, K]; exact in float32, and exact as blocks where its groups are in order."""
 
     def __init__(
-        self, scales: NDArray[Any], zeros: NDArray[np.uint8], groups: NDArray[np.integer[Any]]
+        self,
+        words: NDArray[np.int32],
+        scales: NDArray[Any],
+        zeros: NDArray[np.uint8],
+        groups: NDArray[np.integer[Any]],
     ) -> None:
         super().__init__((scales.shape[1], groups.shape[0]))
+        self._words = words
         self._scales = scales
         self._zeros = zeros
         self._groups = groups
@@ -72,9 +79,10 @@ class Int4Weight(Weight):
         size = inputs // count
         if inputs % count or (self._groups[order] != np.arange(inputs) // size).any():
             return None
-        codes = self.codes(0, self.shape[0])[:, order]
         scales = np.ascontiguousarray(self._scales.T.astype(np.float32))
-        return Blocks(BITS, size, codes, scales, np.ascontiguousarray(self._zeros.T)), order
+        zeros = np.ascontiguousarray(self._zeros.T)
+        blocks = Blocks(BITS, size, lambda: self.codes(0, self.shape[0])[:, order], scales, zeros)
+        return blocks, order
 
 
 def unpack_words(words: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -83,6 +91,12 @@ def unpack_words(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     for position in range(PER_WORD):
         unpacked[..., position] = (words >> (position * BITS)) & 15
     return unpacked
+
+
+def groups_of(inputs: int, size: int) -> tuple[int, NDArray[np.integer[Any]]]:
+    """How many groups there are if they are in order, and the group of each input."""
+    size = inputs if size == -1 else size
+    return -(-inputs // size), np.arange(inputs) // size
 
 
 def settings_of(settings: Mapping[str, Any], where: str) -> int:
@@ -99,43 +113,58 @@ def settings_of(settings: Mapping[str, Any], where: str) -> int:
     return size
 
 
-def packed_modules(stored: Mapping[str, StoredWeight], where: str) -> dict[str, NDArray[np.int32]]:
-    """The words of each module whose weight is packed."""
-    found = {
-        name.removesuffix(".qweight"): weight.stored
-        for name, weight in stored.items()
-        if name.endswith(".qweight")
-    }
-    for module, words in found.items():
-        if words.ndim != 2 or words.dtype != np.int32:
+@dataclass(frozen=True)
+class PackedModule:
+    """The stored arrays of one module whose weight [N, K] is packed; ``where``: for errors."""
+
+    stored: Mapping[str, StoredWeight]
+    name: str
+    where: str
+
+    def __post_init__(self) -> None:
+        words = self.words
+        if words.ndim != 2 or words.dtype != np.int32 or not words.size:
             raise SourceError(
-                f"{where}: {module}.qweight is {words.dtype}{list(words.shape)}, a matrix of "
-                f"int32 is wanted"
+                f"{self.where}: {self.name}.qweight is {words.dtype}{list(words.shape)}, a matrix "
+                f"of int32 is wanted"
             )
-    return found
+
+    @property
+    def words(self) -> NDArray[np.int32]:
+        return self.stored[f"{self.name}.qweight"].stored
+
+    def __contains__(self, part: str) -> bool:
+        return f"{self.name}.{part}" in self.stored
+
+    def part(self, part: str, *shape: int) -> NDArray[Any]:
+        """One stored array, of the shape that qweight and settings ask for."""
+        name = f"{self.name}.{part}"
+        if part not in self:
+            raise SourceError(f"{self.where}: {name} is missing beside {self.name}.qweight")
+        found = self.stored[name].stored
+        kinds = "fu" if part == "scales" else "i"  # bfloat16 is mapped as uint16
+        if found.shape != shape or found.dtype.kind not in kinds:
+            raise SourceError(
+                f"{self.where}: {name} is {found.dtype}{list(found.shape)}, but {list(shape)} of "
+                f"{'floats' if part == 'scales' else 'int32'} is wanted by quantization_config "
+                f"and {self.name}.qweight"
+            )
+        return found
+
+    def scales(self, *shape: int) -> NDArray[np.float32]:
+        """The scales [G, N]; small, so they are converted at once."""
+        self.part("scales", *shape)
+        return self.stored[f"{self.name}.scales"].numpy()
 
 
-def part_of(
-    stored: Mapping[str, StoredWeight], module: str, part: str, shape: tuple[int, ...], where: str
-) -> NDArray[Any]:
-    """One stored array of a packed module, of the shape that its qweight and settings ask for."""
-    name = f"{module}.{part}"
-    if name not in stored:
-        raise SourceError(f"{where}: {name} is missing beside {module}.qweight")
-    found = stored[name].stored
-    kinds = "fu" if part == "scales" else "i"  # bfloat16 is mapped as uint16
-    if found.shape != shape or found.dtype.kind not in kinds:
-        raise SourceError(
-            f"{where}: {name} is {found.dtype}{list(found.shape)}, but {list(shape)} of "
-            f"{'floats' if part == 'scales' else 'int32'} is wanted by quantization_config and "
-            f"{module}.qweight"
-        )
-    return found
-
-
-def scales_of(
-    stored: Mapping[str, StoredWeight], module: str, shape: tuple[int, ...], where: str
-) -> NDArray[np.float32]:
-    """The scales [G, N]; small, so they are converted at once."""
-    part_of(stored, module, "scales", shape, where)
-    return stored[f"{module}.scales"].numpy()
+def unpack_modules(
+    stored: Mapping[str, StoredWeight], where: str, weight: Callable[[PackedModule], Weight]
+) -> dict[str, Weight]:
+    """Stored tensors -> weights, those of each packed module made one by ``weight``."""
+    weights: dict[str, Weight] = dict(stored)
+    for qweight in (name for name in stored if name.endswith(".qweight")):
+        module = PackedModule(stored, qweight.removesuffix(".qweight"), where)
+        weights[f"{module.name}.weight"] = weight(module)
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            weights.pop(f"{module.name}.{part}", None)
+    return weights

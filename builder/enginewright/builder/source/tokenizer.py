@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from enginewright.builder.source.json_file import read_json
 from enginewright.builder.source.quiet import quiet_transformers
-from enginewright.runtime.errors import SourceError, UnsupportedModelError
+from enginewright.runtime.chat import ChatTemplate
+from enginewright.runtime.errors import ChatTemplateError, SourceError, UnsupportedModelError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
@@ -58,6 +59,16 @@ class SourceTokenizer:
         found = self.loaded.chat_template
         return found.get("default") if isinstance(found, dict) else found
 
+    def check(self, location: Path) -> None:
+        """Raise SourceError for a generation config or a template that nothing could use."""
+        try:
+            with quiet_transformers():
+                GenerationConfig.from_dict(dict(self.generation_config))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise SourceError(f"{location}: the generation config is not legal: {error}") from error
+        if self.chat_template is not None:
+            check_template(self.chat_template, location)
+
     def write(self, folder: Path) -> tuple[str, ...]:
         """Write the files that there are into the folder; returns their names."""
         self._write_model(folder / "tokenizer.json")
@@ -92,6 +103,20 @@ class SourceTokenizer:
             path.write_text(backend.to_str(), "utf-8", newline="")
 
 
+def check_template(template: str, location: Path) -> None:
+    """Compile a chat template as the runtime will; whether it ends shows when it is used."""
+    try:
+        ChatTemplate(template)
+    except ChatTemplateError as error:
+        line = getattr(error.__cause__, "lineno", None)
+        place = "" if line is None else f" (line {line})"
+        raise SourceError(
+            f"{location}: the chat template cannot be compiled{place}: "
+            f"{getattr(error.__cause__, 'message', error)}; correct it, or remove it from the "
+            f"source and give chat_template= when the artifact is loaded"
+        ) from error
+
+
 def folder_tokenizer(folder: Path) -> SourceTokenizer:
     """The tokenizer of a Hugging Face folder; raises SourceError if it has none."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -114,7 +139,8 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:
-        raise SourceError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+        said = " ".join(str(error).split())
+        raise SourceError(f"{folder}: the tokenizer cannot be loaded: {said}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise UnsupportedModelError(
             f"{folder}: {type(loaded).__name__} has no fast form, so there is no tokenizer.json "

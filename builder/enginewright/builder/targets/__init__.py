@@ -30,8 +30,10 @@ class Target(ABC):
     """One kind of engine."""
 
     @abstractmethod
-    def compile(self, model: ir.Model, request: CompileRequest) -> EngineEntry:
-        """Lower the graph, write the engine's files, and describe them.
+    def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
+        """Lower the graph, write the engine's files, and describe them: one or more plans.
+
+        The runtime takes the first plan that can run where it is.
 
         The graph is changed in place; weights are read while they are written.
         """

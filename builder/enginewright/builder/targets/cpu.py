@@ -1,8 +1,10 @@
-"""Target ``cpu``: an ONNX Runtime model with its weights beside it, cache in slots."""
+"""Target ``cpu``: ONNX Runtime models with their weights beside them, cache in slots."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,30 +17,63 @@ from enginewright.builder.passes.fuse_activation import fuse_activation
 from enginewright.builder.passes.fuse_norm import fuse_norm
 from enginewright.builder.passes.fuse_skip import fuse_skip
 from enginewright.builder.passes.lower_attention import lower_attention
+from enginewright.builder.passes.lower_block_linear import lower_block_linear
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
 from enginewright.builder.passes.simplify import simplify
-from enginewright.builder.targets import CompileRequest, Target
-from enginewright.builder.targets.external_data import save_model
+from enginewright.builder.targets import CompileRequest, Target, operators
+from enginewright.builder.targets.external_data import WeightsFile
+from enginewright.plugins.block_linear import contract as block_linear
 from enginewright.runtime.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
+from enginewright.runtime.native_code import this_platform
 
-_MODEL = "engine/model.onnx"
+_NATIVE = "engine/native.onnx"
+_PLAIN = "engine/plain.onnx"
 _WEIGHTS = "engine/weights.bin"
 
 
 class CpuTarget(Target):
-    """ONNX Runtime's CPU provider; attention is GroupQueryAttention over slots."""
+    """ONNX Runtime's CPU provider; attention is GroupQueryAttention over slots.
 
-    def compile(self, model: ir.Model, request: CompileRequest) -> EngineEntry:
+    int8 and int4 have two plans over the same weights: "native" with the library of operators,
+    and "plain" with what ONNX Runtime has itself, for machines where no foreign code may run or
+    the library does not. Where no compiler is at hand there is "plain" alone.
+    """
+
+    def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
         lower(model, request.limits.max_context, request.caches[0].head_dim)
         quantize(model, request.precision)
-        simplify(model)
-        # Tracing leaves stack traces on nodes, which name folders of this machine.
-        common.ClearMetadataAndDocStringPass()(model)
         (request.folder / "engine").mkdir()
-        save_model(model, request.folder / _MODEL, request.folder / _WEIGHTS)
-        return _describe(model, request)
+        entries = []
+        with WeightsFile(request.folder / _WEIGHTS) as weights:
+            library = _library(model, request)
+            if library is not None:
+                _save(model, weights, request.folder / _NATIVE)
+                entries.append(_describe(model, request, "native", _NATIVE, library))
+            lower_block_linear(model)
+            _save(model, weights, request.folder / _PLAIN)
+        entries.append(_describe(model, request, "plain", _PLAIN, None))
+        return tuple(replace(entry, fingerprint=_fingerprint(request, entry)) for entry in entries)
+
+
+def _library(model: ir.Model, request: CompileRequest) -> str | None:
+    """The operators' library, put into the artifact; None where it is of no use, or not made."""
+    if not any(node.op_type == block_linear.OP_TYPE for node in model.graph):
+        return None
+    made = operators.compile_library()
+    if made is None:
+        return None
+    relative = f"engine/{made.name}"
+    shutil.copyfile(made, request.folder / relative)
+    return relative
+
+
+def _save(model: ir.Model, weights: WeightsFile, graph_file: Path) -> None:
+    simplify(model)
+    # Tracing leaves stack traces on nodes, which name folders of this machine.
+    common.ClearMetadataAndDocStringPass()(model)
+    weights.save(model, graph_file)
 
 
 def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
@@ -63,7 +98,9 @@ def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
     simplify(model)
 
 
-def _describe(model: ir.Model, request: CompileRequest) -> EngineEntry:
+def _describe(
+    model: ir.Model, request: CompileRequest, plan: str, graph_file: str, library: str | None
+) -> EngineEntry:
     graph, limits, cache = model.graph, request.limits, request.caches[0]
     vocab = (graph.outputs[0].shape or [None])[-1]
     assert isinstance(vocab, int)
@@ -71,32 +108,20 @@ def _describe(model: ir.Model, request: CompileRequest) -> EngineEntry:
     outputs = tuple(_tensor(value, "output") for value in graph.outputs)
     return EngineEntry(
         target="cpu",
-        plan="default",
+        plan=plan,
         precision=request.precision,
-        fingerprint=_fingerprint(request.folder),
-        model=_MODEL,
-        files=(_MODEL, _WEIGHTS),
+        fingerprint="",
+        model=graph_file,
+        files=(graph_file, _WEIGHTS, *([] if library is None else [library])),
         io=inputs + outputs,
         vocab_size=vocab,
         kv=KVEntry("slots", len(request.caches), cache.kv_heads, cache.head_dim, "float32"),
         limits=limits,
         # GroupQueryAttention on the CPU refuses more than one row with S > 1 over a past.
         steps=StepsEntry(decode=limits.max_batch, prefill=limits.max_batch, extend=1),
-        batch_invariant=_is_batch_invariant(graph),
-    )
-
-
-def _is_batch_invariant(graph: ir.Graph) -> bool:
-    """Whether each row's products are rounded alike in any batch.
-
-    Without VNNI, ONNX Runtime's 4-bit product over blocks above 16 sums a single row in another
-    order than it does several: seen to differ by 3e-7, which the rounding of activations amplifies.
-    """
-    return not any(
-        node.op_type == "MatMulNBits"
-        and node.attributes["bits"].as_int() == 4
-        and node.attributes["block_size"].as_int() > 16
-        for node in graph
+        batch_invariant=True,
+        library=library,
+        platform=None if library is None else this_platform(),
     )
 
 
@@ -109,9 +134,9 @@ def _tensor(value: ir.Value, direction: str) -> TensorEntry:
     return TensorEntry(value.name, direction, value.dtype.numpy().name, shape)  # type: ignore[arg-type]
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(request: CompileRequest, entry: EngineEntry) -> str:
     total = hashlib.sha256()
-    for name in (_MODEL, _WEIGHTS):
-        with (folder / name).open("rb") as file:
+    for name in entry.files:
+        with (request.folder / name).open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{total.hexdigest()}"

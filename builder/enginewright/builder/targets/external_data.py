@@ -1,4 +1,4 @@
-"""An ONNX model on disk: the graph in one file, its weights in another, written one at a time.
+"""ONNX models on disk: a graph in one file, weights in another, written one at a time.
 
 Tensors are laid out in the order in which the graph first reads them. Those of a mebibyte and more
 begin on a page, others on a cache line; tensors with the same content are stored once; those below
@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -33,36 +33,65 @@ class _Extent:
     length: int
 
 
-def save_model(model: ir.Model, graph_file: Path, weights_file: Path) -> None:
-    """Write both files, in one folder, and flush them to the disk.
+class WeightsFile:
+    """The weights of one model, or of several that share them; opened anew, flushed at the end."""
 
-    Weights are read as they are written, none is kept; the model stays as it was.
-    """
-    assert graph_file.parent == weights_file.parent
-    values = _by_first_use(model.graph)
-    with weights_file.open("wb") as file:
-        extents = _write_weights(values, file)
-        _flush(file)
-    tensors = {value: value.const_value for value in values}
-    try:
-        for value, extent in zip(values, extents, strict=True):
-            assert value.const_value is not None
-            value.const_value = ir.ExternalTensor(
-                weights_file.name,
-                extent.offset,
-                extent.length,
-                value.const_value.dtype,
-                shape=value.const_value.shape,  # type: ignore[arg-type]
-                name=value.name or "",
-                base_dir=weights_file.parent,
-            )
-        proto = ir.to_proto(model)
-    finally:
-        for value, tensor in tensors.items():
-            value.const_value = tensor
-    with graph_file.open("wb") as file:
-        file.write(proto.SerializeToString(deterministic=True))
-        _flush(file)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        self._known: dict[Hashable, _Extent] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file:
+            _flush(self._file)
+
+    def save(self, model: ir.Model, graph_file: Path) -> None:
+        """Write the graph beside the weights, and of its weights what is not there yet.
+
+        Weights are read as they are written, none is kept; the model stays as it was.
+        """
+        assert graph_file.parent == self._path.parent
+        values = _by_first_use(model.graph)
+        tensors = {value: value.const_value for value in values}
+        try:
+            for value in values:
+                value.const_value = self._external(value)
+            proto = ir.to_proto(model)
+        finally:
+            for value, tensor in tensors.items():
+                value.const_value = tensor
+        with graph_file.open("wb") as file:
+            file.write(proto.SerializeToString(deterministic=True))
+            _flush(file)
+
+    def _external(self, value: ir.Value) -> ir.ExternalTensor:
+        """The value's tensor as a part of the file."""
+        tensor = value.const_value
+        assert tensor is not None
+        content = _content(tensor)
+        if content not in self._known:
+            self._known[content] = self._write(tensor)
+            assert self._known[content].length == tensor.nbytes, f"{value.name}: size differs"
+        extent = self._known[content]
+        return ir.ExternalTensor(
+            self._path.name,
+            extent.offset,
+            extent.length,
+            tensor.dtype,
+            shape=tensor.shape,  # type: ignore[arg-type]
+            name=value.name or "",
+            base_dir=self._path.parent,
+        )
+
+    def _write(self, tensor: ir.TensorProtocol) -> _Extent:
+        _pad(self._file, _PAGE if tensor.nbytes >= _LARGE else _LINE)
+        start = self._file.tell()
+        for chunk in _chunks(tensor):
+            self._file.write(chunk)
+        return _Extent(start, self._file.tell() - start)
 
 
 def _by_first_use(graph: ir.Graph) -> list[ir.Value]:
@@ -71,24 +100,6 @@ def _by_first_use(graph: ir.Graph) -> list[ir.Value]:
     ordered = dict.fromkeys(value for value in reads if value.is_initializer())
     ordered |= dict.fromkeys(graph.initializers.values())
     return [value for value in ordered if value.const_value and value.const_value.nbytes >= _INLINE]
-
-
-def _write_weights(values: list[ir.Value], file: BinaryIO) -> list[_Extent]:
-    known: dict[Hashable, _Extent] = {}
-    extents = []
-    for value in values:
-        tensor = value.const_value
-        assert tensor is not None
-        content = _content(tensor)
-        if content not in known:
-            _pad(file, _PAGE if tensor.nbytes >= _LARGE else _LINE)
-            start = file.tell()
-            for chunk in _chunks(tensor):
-                file.write(chunk)
-            known[content] = _Extent(start, file.tell() - start)
-            assert known[content].length == tensor.nbytes, f"{value.name}: size differs"
-        extents.append(known[content])
-    return extents
 
 
 def _content(tensor: ir.TensorProtocol) -> Hashable:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginewright.runtime.cores import available_cores
+
 _PROC = Path("/proc")
 
 
@@ -17,9 +19,8 @@ def describe() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    """The threads that an engine takes where no number is given."""
+    return available_cores()
 
 
 def _processor() -> str:

@@ -20,7 +20,6 @@ from enginewright.cli.bench.workload import Workload, make_workload
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.backends import load_backend
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference
-from enginewright.runtime.errors import EnginewrightError
 
 CHECKS, CHECK_TOKENS = 4, 32
 """How many prompts, and tokens after each, are compared with the Hugging Face model."""
@@ -98,7 +97,7 @@ def _peer(
     peer = PEERS[name]
     if precision not in peer.precisions:
         legal = ", ".join(peer.precisions)
-        raise EnginewrightError(f"{name} has no precision {precision}; give --precision {legal}")
+        raise click.UsageError(f"--precision {precision}: {name} has {legal}")
     if sys.stderr.isatty():
         click.echo(f"{name}: environment and model ...", err=True)
     python = peer.python()

@@ -13,6 +13,8 @@ the bound range, in order.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.cores import available_cores
 from enginewright.runtime.engine import Engine, EngineInfo, StepBatch, StepSupport
-from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError
+from enginewright.runtime.errors import (
+    ArtifactError,
+    EnginewrightError,
+    NativeCodeError,
+    TargetError,
+)
 from enginewright.runtime.manifest import EngineEntry, KVEntry
 
 GRAPH_OPTIMIZATION = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -58,21 +68,21 @@ def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> 
     """Open the entry's model; its external data is memory-mapped from the artifact's folder."""
     for file in entry.files:
         artifact.file(file)
-    return OnnxRuntimeEngine(artifact.file(entry.model), entry, threads)
-
-
-def available_cores() -> int:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    library = None if entry.library is None else artifact.file(entry.library)
+    return OnnxRuntimeEngine(artifact.file(entry.model), entry, threads, library)
 
 
 class OnnxRuntimeEngine(Engine):
     """A session and its cache pool; see the module's table."""
 
-    def __init__(self, model: Path, entry: EngineEntry, threads: int | None = None) -> None:
-        self._session = _open_session(model, threads)
+    def __init__(
+        self,
+        model: Path,
+        entry: EngineEntry,
+        threads: int | None = None,
+        library: Path | None = None,
+    ) -> None:
+        self._session = _open_session(model, threads, library)
         self._info = _describe(entry)
         _check_interface(self._session, entry.kv, model)
         self._pool = SlotPool(entry.kv)
@@ -171,8 +181,9 @@ class Binding:
 class SlotPool:
     """The cache's memory: for each layer and kind one array [slots, kv_heads, C, head_dim].
 
-    Arrays come zeroed from the system, which commits a page when it is first touched. What a
-    slot holds beyond its row's length is never read, so copying and growing leave it out.
+    Arrays come zeroed from the system, which commits a page when it is first touched; numpy would
+    ask for huge pages, of which most of a slot is never used. What a slot holds beyond its row's
+    length is never read, so copying and growing leave it out.
     """
 
     def __init__(self, kv: KVEntry) -> None:
@@ -216,7 +227,11 @@ class SlotPool:
 
     def _zeros(self, slots: int, capacity: int) -> NDArray[np.float32]:
         even = capacity + capacity % 2  # a prefill writes its padding too
-        return np.zeros((slots, self._kv_heads, even, self._head_dim), np.float32)
+        shape = (slots, self._kv_heads, even, self._head_dim)
+        size = math.prod(shape)
+        if size == 0:
+            return np.zeros(shape, np.float32)
+        return np.frombuffer(mmap.mmap(-1, size * 4), np.float32).reshape(shape)
 
 
 def _even_prefill(batch: StepBatch) -> StepBatch:
@@ -236,7 +251,7 @@ def _even_prefill(batch: StepBatch) -> StepBatch:
     )
 
 
-def _open_session(model: Path, threads: int | None) -> Any:
+def _open_session(model: Path, threads: int | None, library: Path | None) -> Any:
     if threads is not None and threads < 1:
         raise EnginewrightError(f"threads={threads}: at least 1, or None for all available cores")
     options = ort.SessionOptions()
@@ -245,6 +260,8 @@ def _open_session(model: Path, threads: int | None) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = GRAPH_OPTIMIZATION
     options.log_severity_level = 4  # errors are raised; a line on stderr besides is noise
+    if library is not None:
+        _register(options, library)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:
@@ -252,6 +269,13 @@ def _open_session(model: Path, threads: int | None) -> Any:
             f"{model}: onnxruntime {ort.__version__} cannot load this engine ({error}); "
             f"build it again with this version of enginewright, or upgrade onnxruntime"
         ) from error
+
+
+def _register(options: Any, library: Path) -> None:
+    try:
+        options.register_custom_ops_library(str(library.resolve()))
+    except LOAD_ERRORS as error:
+        raise NativeCodeError(f"{library} cannot be loaded ({error})") from error
 
 
 def _describe(entry: EngineEntry) -> EngineInfo:

@@ -1,0 +1,1 @@
+"""A linear layer whose weight stands in blocks of small integers."""

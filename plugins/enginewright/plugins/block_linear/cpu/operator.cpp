@@ -1,0 +1,260 @@
+// The operator BlockLinear for ONNX Runtime: reads its tensors, shares the work out to the session's
+// threads, and leaves the arithmetic to the kernels of the processor at hand.
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "onnxruntime_abi.h"
+#include "tensors.h"
+
+namespace enginewright {
+namespace {
+
+constexpr const char* kDomain = "enginewright";
+constexpr const char* kName = "BlockLinear";
+enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
+
+// With one row of x the work is reading W: few long runs of it.
+constexpr size_t kRunsOfOneRow = 8;
+constexpr size_t kRowsOfTask = 64;
+constexpr size_t kColumnsOfTask = 32;
+
+const Kernels& choose_kernels() {
+#if defined(__x86_64__)
+    const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
+    const bool portable = asked && std::strcmp(asked, kPortable.name) == 0;
+    if (!portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return kAvx2;
+#endif
+    return kPortable;
+}
+
+// Rounded activations, in room that the calling thread keeps for the next product.
+struct Room {
+    std::vector<int8_t> bytes;
+    std::vector<int16_t> words;
+    std::vector<float> sums, scales;
+
+    Activations fit(size_t m, const Weights& w) {
+        const size_t padded = round_up(w.k, kPadding);
+        const size_t blocks = round_up(w.blocks, kBlockPadding);
+        bytes.resize(m * padded);
+        words.resize(m * padded);
+        sums.resize(m * blocks);
+        scales.resize(m);
+        return {bytes.data(), words.data(), sums.data(), scales.data(), padded, blocks};
+    }
+};
+
+struct Product {
+    const Kernels& kernels;
+    const Weights& w;
+    const Activations& a;
+    const float* x;
+    float* y;
+    size_t m, columns;  // rows of x, columns of y a task
+
+    size_t row_tasks() const { return (m + kRowsOfTask - 1) / kRowsOfTask; }
+    size_t column_tasks() const { return (w.n + columns - 1) / columns; }
+
+    static void round(void* self, size_t row) {
+        const auto& p = *static_cast<const Product*>(self);
+        p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row);
+    }
+    static void multiply(void* self, size_t task) {
+        const auto& p = *static_cast<const Product*>(self);
+        const size_t m0 = task / p.column_tasks() * kRowsOfTask;
+        const size_t n0 = task % p.column_tasks() * p.columns;
+        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
+                           std::min(p.w.n, n0 + p.columns));
+    }
+};
+
+class Kernel {
+  public:
+    Kernel(const void* table, const ort::KernelInfo* info) : api_(table) {
+        n_ = attribute(info, "N");
+        k_ = attribute(info, "K");
+        bits_ = attribute(info, "bits");
+        block_ = attribute(info, "block_size");
+        zero_ = attribute(info, "zero");
+    }
+
+    ort::Status* check() const {
+        const bool block = block_ >= kGroup && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
+        if (n_ > 0 && k_ > 0 && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_)
+            return nullptr;
+        return fail("BlockLinear: bits must be 4 or 8, block_size a power of two from 16 on that "
+                    "divides K, and zero a code");
+    }
+
+    ort::Status* compute(ort::KernelContext* context) const {
+        const void* data[kInputs] = {};
+        std::vector<int64_t> shape;
+        bool half = false;
+        for (size_t i = 0; i < kInputs; ++i)
+            if (auto* status = read(context, i, &data[i], &shape, &half)) return status;
+        if (shape.empty() || shape.back() != static_cast<int64_t>(k_))
+            return fail("BlockLinear: the last axis of x is not K");
+        shape.back() = static_cast<int64_t>(n_);
+        ort::Value* output = nullptr;
+        void* y = nullptr;
+        if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output)) return status;
+        if (auto* status = api_.data(output, &y)) return status;
+        size_t m = 1;
+        for (size_t i = 0; i + 1 < shape.size(); ++i) m *= static_cast<size_t>(shape[i]);
+        const Weights w{static_cast<const uint8_t*>(data[kCodes]),
+                        data[kScales],
+                        static_cast<const uint8_t*>(data[kZeroPoints]),
+                        data[kOffsets],
+                        static_cast<const float*>(data[kBias]),
+                        n_, k_, bits_, block_, k_ / block_, k_ * bits_ / 8,
+                        (k_ / block_ * bits_ + 7) / 8, static_cast<int>(zero_), half};
+        return multiply(context, w, static_cast<const float*>(data[kX]), static_cast<float*>(y), m);
+    }
+
+    ort::Status* out_of_memory() const {
+        return api_.create_status(ort::kFail, "BlockLinear: out of memory");
+    }
+
+  private:
+    ort::Status* multiply(ort::KernelContext* context, const Weights& w, const float* x, float* y,
+                          size_t m) const {
+        if (m == 0) return nullptr;
+        thread_local Room room;
+        const Activations a = room.fit(m, w);
+        const size_t run = (n_ + kRunsOfOneRow - 1) / kRunsOfOneRow;
+        Product product{kernels(), w, a, x, y, m, m == 1 ? run : kColumnsOfTask};
+        if (m == 1)
+            Product::round(&product, 0);
+        else if (auto* status = api_.parallel_for(context, Product::round, m, 0, &product))
+            return status;
+        const size_t tasks = product.row_tasks() * product.column_tasks();
+        return api_.parallel_for(context, Product::multiply, tasks, 0, &product);
+    }
+
+    static const Kernels& kernels() {
+        static const Kernels& chosen = choose_kernels();
+        return chosen;
+    }
+
+    // The address of an input, null where it is left out; of x the shape, of the scales the type.
+    ort::Status* read(ort::KernelContext* context, size_t index, const void** data,
+                      std::vector<int64_t>* shape, bool* half) const {
+        const ort::Value* value = nullptr;
+        if (auto* status = api_.input(context, index, &value)) return status;
+        if (!value) return nullptr;
+        void* address = nullptr;
+        if (auto* status = api_.data(const_cast<ort::Value*>(value), &address)) return status;
+        *data = address;
+        if (index != kX && index != kScales) return nullptr;
+        ort::TensorInfo* info = nullptr;
+        if (auto* status = api_.tensor_info(value, &info)) return status;
+        auto* status = index == kX ? read_shape(info, shape) : read_type(info, half);
+        api_.release(info);
+        return status;
+    }
+
+    ort::Status* read_shape(const ort::TensorInfo* info, std::vector<int64_t>* shape) const {
+        size_t rank = 0;
+        if (auto* status = api_.rank(info, &rank)) return status;
+        shape->resize(rank);
+        return api_.dimensions(info, shape->data(), rank);
+    }
+
+    ort::Status* read_type(const ort::TensorInfo* info, bool* half) const {
+        ort::ElementType type = ort::kUndefined;
+        if (auto* status = api_.element_type(info, &type)) return status;
+        *half = type == ort::kFloat16;
+        return *half || type == ort::kFloat ? nullptr
+                                            : fail("BlockLinear: scales are float16 or float32");
+    }
+
+    // 0 where the attribute is missing, which check() then refuses (but for zero).
+    size_t attribute(const ort::KernelInfo* info, const char* name) const {
+        int64_t value = 0;
+        if (auto* status = api_.attribute(info, name, &value)) {
+            api_.release(status);
+            return 0;
+        }
+        return value < 0 ? 0 : static_cast<size_t>(value);
+    }
+
+    ort::Status* fail(const char* message) const {
+        return api_.create_status(ort::kInvalidArgument, message);
+    }
+
+    ort::Api api_;
+    size_t n_, k_, bits_, block_, zero_;
+};
+
+ort::Status* create(const ort::Operator*, const void* table, const ort::KernelInfo* info,
+                    void** kernel) {
+    auto* created = new (std::nothrow) Kernel(table, info);
+    if (!created) return ort::Api(table).create_status(ort::kFail, "BlockLinear: out of memory");
+    auto* status = created->check();
+    if (status)
+        delete created;
+    else
+        *kernel = created;
+    return status;
+}
+
+// Exceptions must not cross the C interface; only memory can run out here.
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+    try {
+        return static_cast<const Kernel*>(kernel)->compute(context);
+    } catch (const std::bad_alloc&) {
+        return static_cast<const Kernel*>(kernel)->out_of_memory();
+    }
+}
+
+ort::ElementType input_type(const ort::Operator*, size_t index) {
+    if (index == kScales || index == kOffsets) return ort::kUndefined;  // float16 or float32
+    return index == kCodes || index == kZeroPoints ? ort::kUint8 : ort::kFloat;
+}
+
+ort::Operator describe() {
+    ort::Operator op{};
+    op.version = ort::kVersion;
+    op.name = [](const ort::Operator*) { return kName; };
+    op.provider = [](const ort::Operator*) -> const char* { return nullptr; };  // the CPU's
+    op.input_type = input_type;
+    op.input_count = [](const ort::Operator*) -> size_t { return kInputs; };
+    op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
+    op.output_count = [](const ort::Operator*) -> size_t { return 1; };
+    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+    op.input_characteristic = [](const ort::Operator*, size_t index) {
+        return index < kZeroPoints ? ort::kRequired : ort::kOptional;
+    };
+    op.output_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
+    op.input_memory = [](const ort::Operator*, size_t) { return 0; };
+    op.create_checked = create;
+    op.compute_checked = compute;
+    op.start_version = [](const ort::Operator*) { return 1; };
+    op.end_version = [](const ort::Operator*) { return 1; };
+    return op;
+}
+
+}  // namespace
+}  // namespace enginewright
+
+// What ONNX Runtime calls when it loads the library.
+extern "C" [[gnu::visibility("default")]] enginewright::ort::Status* RegisterCustomOps(
+    enginewright::ort::SessionOptions* options, const enginewright::ort::ApiBase* base) {
+    using namespace enginewright;
+    static const ort::Operator op = describe();
+    const void* table = base->get_api(ort::kVersion);
+    if (!table) return nullptr;
+    const ort::Api api(table);
+    static ort::Domain* domain = nullptr;  // sessions refer to it as long as the process lives
+    if (!domain) {
+        if (auto* status = api.create_domain(kDomain, &domain)) return status;
+        if (auto* status = api.add_operator(domain, &op)) return status;
+    }
+    return api.add_domain(options, domain);
+}

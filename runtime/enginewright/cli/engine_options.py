@@ -1,0 +1,25 @@
+"""The options of every verb that loads an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_OPTIONS = (
+    click.option("--threads", type=click.IntRange(min=1), help="By default all cores."),
+    click.option(
+        "--allow-native-code/--no-native-code",
+        default=None,
+        help="Run the artifact's own operators whoever compiled them, or never; by default those "
+        "that this machine compiled.",
+    ),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --threads and --allow-native-code, passed on as ``threads`` and ``allow_native_code``."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,44 @@
+"""Which of an artifact's engines runs here: the first whose code may and can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.backends import open_engine
+from enginewright.runtime.engine import Engine
+from enginewright.runtime.errors import NativeCodeError, TargetError
+from enginewright.runtime.manifest import EngineEntry
+from enginewright.runtime.native_code import objection
+
+logger = logging.getLogger(__name__)
+
+
+def open_plan(
+    artifact: Artifact,
+    *,
+    target: str | None = None,
+    plan: str | None = None,
+    allow_native_code: bool | None = None,
+    threads: int | None = None,
+    limited: Callable[[EngineEntry], EngineEntry] = lambda entry: entry,
+) -> tuple[Engine, EngineEntry]:
+    """The first plan that runs here, loaded, and its entry; what was passed over is logged.
+
+    Raises TargetError with the reasons if none does.
+    """
+    reasons: list[str] = []
+    for entry in map(limited, artifact.plans(target, plan)):
+        reason = objection(artifact, entry, allow_native_code)
+        if reason is None:
+            try:
+                engine = open_engine(artifact, entry, threads)
+            except NativeCodeError as error:
+                reason = str(error)
+            else:
+                for passed in reasons:
+                    logger.warning("%s; plan %s runs instead", passed, entry.plan)
+                return engine, entry
+        reasons.append(f"plan {entry.plan}: {reason}")
+    raise TargetError(f"{artifact.path}: no plan of it runs here. {'; '.join(reasons)}")

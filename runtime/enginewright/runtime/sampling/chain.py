@@ -1,0 +1,234 @@
+"""The processors of a request, in a published order: what is done to its logits before a draw.
+
+| tensor  | shape | dtype   | meaning                                            |
+|---------|-------|---------|----------------------------------------------------|
+| logits  | [V]   | float32 | the engine's row, never written to                 |
+| scratch | [V]   | float32 | a copy of it that processors write to, one a token |
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from enginewright.runtime.errors import RequestError, SamplingParamsError
+from enginewright.runtime.sampling import processors
+from enginewright.runtime.sampling.bad_words import Words, completing
+from enginewright.runtime.sampling.params import LogitsProcessor, SamplingParams
+from enginewright.runtime.sampling.processors import Ids, Logits
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "vllm": (
+        "allowed_token_ids",
+        "bad_words",
+        "min_tokens",
+        "logit_bias",
+        "logits_processors",
+        "repetition_penalty",
+        "frequency and presence penalties",
+        "temperature",
+        "min_p",
+        "top_k",
+        "top_p",
+    ),
+    "hf": (
+        "logit_bias",
+        "repetition_penalty",
+        "frequency and presence penalties",
+        "bad_words",
+        "min_tokens",
+        "allowed_token_ids",
+        "logits_processors",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+    ),
+}
+"""What applies before what; greedy sampling leaves out the temperature and what follows it."""
+
+Output = Sequence[int]
+Apply = Callable[[Logits, Output], Logits]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A processor, and for which numbers of tokens generated so far it does anything."""
+
+    apply: Apply
+    first: int = 0
+    end: int | None = None
+
+    def due(self, count: int) -> bool:
+        return self.first <= count and (self.end is None or count < self.end)
+
+
+class Chain:
+    """All that one request asks to be done to its logits, up to the temperature."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+        prompt_token_ids: Sequence[int],
+        bad_words: Words = (),
+    ) -> None:
+        self._params = params
+        self._prompt = prompt_token_ids
+        self._vocab_size = vocab_size
+        # A word with a token that the model does not have is never completed.
+        self._bad_words = tuple(word for word in bad_words if max(word) < vocab_size)
+        eos = {token for token in eos_token_ids if token < vocab_size}
+        self._barred = _ids(eos.union(params.stop_ids))
+        self._check_room()
+        made = {
+            "allowed_token_ids": self._allowed,
+            "bad_words": self._without_bad_words,
+            "min_tokens": self._without_ends,
+            "logit_bias": self._biased,
+            "logits_processors": self._custom,
+            "repetition_penalty": self._repetition,
+            "frequency and presence penalties": self._penalties,
+        }
+        steps = (made[name]() for name in ORDERS[params.processor_order] if name in made)
+        self._steps = [step for step in steps if step is not None]
+
+    def __call__(self, logits: Logits, output: Output) -> Logits:
+        """The logits to choose from; the row itself when there is nothing to do."""
+        due = [step for step in self._steps if step.due(len(output))]
+        if not due:
+            return logits
+        scratch = logits.copy()
+        for step in due:
+            scratch = step.apply(scratch, output)
+        return scratch
+
+    def _allowed(self) -> _Step | None:
+        if self._params.allowed_token_ids is None:
+            return None
+        ids = _ids(self._params.allowed_token_ids)
+        return _Step(_in_place(lambda logits, _: processors.keep_only(logits, ids)))
+
+    def _without_bad_words(self) -> _Step | None:
+        if not self._bad_words:
+            return None
+        # Words begin in the output, as in vLLM; in Hugging Face's order also in the prompt.
+        longest = max(map(len, self._bad_words)) - 1
+        in_prompt = self._params.processor_order == "hf" and longest > 0
+        before = list(self._prompt[-longest:]) if in_prompt else []
+
+        def apply(logits: Logits, output: Output) -> None:
+            banned = completing(self._bad_words, [*before, *output])
+            processors.mask_tokens(logits, _ids(banned))
+
+        return _Step(_in_place(apply))
+
+    def _without_ends(self) -> _Step | None:
+        barred = self._barred
+        if not self._params.min_tokens or not barred.size:
+            return None
+        apply = _in_place(lambda logits, _: processors.mask_tokens(logits, barred))
+        return _Step(apply, end=self._params.min_tokens)
+
+    def _biased(self) -> _Step | None:
+        bias = self._params.logit_bias
+        if not bias:
+            return None
+        ids, values = _ids(bias), np.array(list(bias.values()), np.float32)
+        return _Step(_in_place(lambda logits, _: processors.add_bias(logits, ids, values)))
+
+    def _custom(self) -> _Step | None:
+        functions = [
+            (f"logits_processors[{number}] ({_name(function)})", function, _takes_prompt(function))
+            for number, function in enumerate(self._params.logits_processors or ())
+        ]
+        if not functions:
+            return None
+
+        def apply(logits: Logits, output: Output) -> Logits:
+            for name, function, takes_prompt in functions:
+                before = [list(self._prompt)] if takes_prompt else []
+                # Lists of its own: what it does to them harms nobody.
+                logits = call_processor(name, function, *before, list(output), logits=logits)
+            return logits
+
+        return _Step(apply)
+
+    def _repetition(self) -> _Step | None:
+        penalty = self._params.repetition_penalty
+        if penalty == 1.0:
+            return None
+        prompt = np.unique(_ids(self._prompt))
+
+        def apply(logits: Logits, output: Output) -> None:
+            seen = np.concatenate((prompt, _ids(output)))
+            processors.repetition_penalty(logits, seen, penalty)
+
+        return _Step(_in_place(apply))
+
+    def _penalties(self) -> _Step | None:
+        frequency, presence = self._params.frequency_penalty, self._params.presence_penalty
+        if not frequency and not presence:
+            return None
+
+        def apply(logits: Logits, output: Output) -> None:
+            processors.output_penalties(logits, _ids(output), frequency, presence)
+
+        return _Step(_in_place(apply), first=1)
+
+    def _check_room(self) -> None:
+        """Some token must be left that does not end the output before ``min_tokens``."""
+        if not self._params.min_tokens:
+            return
+        allowed = self._params.allowed_token_ids
+        possible = range(self._vocab_size) if allowed is None else allowed
+        if set(self._barred.tolist()).issuperset(possible):
+            raise SamplingParamsError(
+                f"min_tokens={self._params.min_tokens} leaves no token to choose: stop_token_ids "
+                f"and the model's EOS cover the whole vocabulary, or all allowed_token_ids"
+            )
+
+
+def call_processor(name: str, function: LogitsProcessor, *ids: list[int], logits: Logits) -> Logits:
+    """What a user's function makes of the logits, as a row of its own; RequestError if nothing."""
+    try:
+        result = np.asarray(function(*ids, logits), dtype=np.float32)
+    except Exception as error:  # the function is the user's: anything may come
+        raise RequestError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if result.shape != logits.shape:
+        raise RequestError(
+            f"{name} returned the shape {list(result.shape)}: it must return logits of the shape "
+            f"{list(logits.shape)}"
+        )
+    if np.isnan(result).any():
+        raise RequestError(f"{name} returned NaN: it must return numbers, or -inf")
+    # It may return what it keeps, or what cannot be written to; later processors write in place.
+    return result if result is logits else result.copy()
+
+
+def _name(function: LogitsProcessor) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _takes_prompt(function: LogitsProcessor) -> bool:
+    """Three parameters mean (prompt ids, output ids, logits); two, the latter."""
+    try:
+        return len(inspect.signature(function).parameters) == 3
+    except ValueError:  # a built-in without a signature
+        return False
+
+
+def _in_place(apply: Callable[[Logits, Output], None]) -> Apply:
+    def applied(logits: Logits, output: Output) -> Logits:
+        apply(logits, output)
+        return logits
+
+    return applied
+
+
+def _ids(tokens: Collection[int]) -> Ids:
+    return np.fromiter(tokens, np.int64, len(tokens))

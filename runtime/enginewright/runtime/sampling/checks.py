@@ -1,0 +1,100 @@
+"""Checks of single values; what is illegal raises SamplingParamsError with field, value, range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from enginewright.runtime.errors import SamplingParamsError
+
+INFINITY = math.inf
+
+
+def real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
+    """The value as a float from ``low`` (or above it) to ``high``."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    legal = f"a finite number {'above' if open_low else 'from'} {low:g}"
+    legal += f" to {high:g}" if high < INFINITY else ""
+    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise illegal(name, value, legal)
+    found = float(value)  # type: ignore[arg-type]
+    if found < low or found > high or (open_low and found == low):
+        raise illegal(name, value, legal)
+    return found
+
+
+def whole(
+    name: str,
+    value: object,
+    low: int,
+    high: float = INFINITY,
+    *,
+    high_name: str = "",
+    otherwise: str = "",
+) -> int:
+    """The value as an int from ``low`` to ``high``; ``otherwise`` says what else is legal."""
+    legal = f"an integer of at least {low}"
+    if high < INFINITY:
+        legal = f"an integer from {low} to {high}" + (f" ({high_name})" if high_name else "")
+    legal += f", or {otherwise}" if otherwise else ""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise illegal(name, value, legal)
+    found = int(value)
+    if not low <= found <= high:
+        raise illegal(name, value, legal)
+    return found
+
+
+def maybe_whole(name: str, value: object, low: int, high: float = INFINITY) -> int | None:
+    """None, or the value as an int from ``low`` to ``high``."""
+    return None if value is None else whole(name, value, low, high, otherwise="None")
+
+
+def flag(name: str, value: object) -> None:
+    """True or False, nothing that merely counts as such."""
+    if not isinstance(value, bool):
+        raise illegal(name, value, "True or False")
+
+
+def member(name: str, value: object, kind: type) -> None:
+    """An instance of ``kind``, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise illegal(name, value, f"a {kind.__name__}, or None")
+
+
+def sequence(name: str, value: object) -> tuple[Any, ...]:
+    """The items of a list; none for None."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise illegal(name, value, "a list, or None")
+    return tuple(value)
+
+
+def token_ids(name: str, value: object) -> tuple[int, ...]:
+    """The ids of a list, each once, in order; none for None."""
+    return tuple(dict.fromkeys(whole(name, token, 0) for token in sequence(name, value)))
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """The texts of a list, each once, in order; none for None."""
+    items = sequence(name, value)
+    for text in items:
+        if not isinstance(text, str) or not text:
+            raise illegal(name, text, "text of at least one character, or a list of such")
+    return tuple(dict.fromkeys(items))
+
+
+def in_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """The model's vocabulary is only known once a request meets an engine."""
+    outside = [token for token in ids if token >= vocab_size]
+    if outside:
+        raise SamplingParamsError(
+            f"{name}={outside} are not in the vocabulary: it must be ids from 0 to {vocab_size - 1}"
+        )
+
+
+def illegal(name: str, value: object, legal: str) -> SamplingParamsError:
+    return SamplingParamsError(f"{name}={value!r:.200} is not legal: it must be {legal}")

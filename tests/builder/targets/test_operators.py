@@ -1,0 +1,142 @@
+"""The operators' library: the same bytes each time, known here, and where no compiler makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from enginewright.builder.targets import operators
+from enginewright.runtime.errors import BuildError
+from enginewright.runtime.integrity import cache_folder
+from enginewright.runtime.native_code import this_platform
+
+needs_compiler = pytest.mark.skipif(
+    operators.find_compiler() is None, reason="no C++ compiler on this machine"
+)
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """``compiler(text)``: a compiler that is a shell script, which CXX names."""
+
+    def make(text: str) -> Path:
+        script = tmp_path / "compiler"
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return script
+
+    return make
+
+
+@pytest.fixture
+def counted(compiler, tmp_path):
+    """The real compiler, each of whose calls adds a line to a file."""
+    real = operators.find_compiler()
+    calls = tmp_path / "calls"
+    calls.touch()
+    compiler(f'echo "$@" >> {calls}\nexec {real} "$@"')
+    return lambda: [line for line in calls.read_text().splitlines() if line != "--version"]
+
+
+@needs_compiler
+def test_the_same_bytes_each_time_and_one_compilation(monkeypatch, tmp_path, counted):
+    made = []
+    for cache in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        found = operators.compile_library()
+        assert found is not None
+        made.append(found)
+    calls = len(counted())
+    assert made[0] != made[1]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert made[0].name == f"operators-{this_platform()}.so"
+    assert operators.compile_library() == made[1]
+    assert len(counted()) == calls, "kept in the cache"
+    for folder in (tmp_path, Path(operators.__file__).parents[4]):
+        assert str(folder).encode() not in made[0].read_bytes(), "no folder of this machine"
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(made[0]))
+
+
+@needs_compiler
+def test_what_was_compiled_is_known_to_the_runtime(monkeypatch):
+    made = operators.compile_library()
+    assert made is not None
+    folder = cache_folder()
+    assert folder is not None
+    known = folder / "native" / hashlib.sha256(made.read_bytes()).hexdigest()
+    assert known.is_file()
+    known.unlink()
+    assert operators.compile_library() == made
+    assert known.is_file(), "remembered again where the library is kept already"
+
+
+@pytest.mark.parametrize("named", [None, "", "no-such-compiler"])
+def test_without_a_compiler_there_is_no_library(monkeypatch, tmp_path, named):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CXX", named)
+    assert operators.find_compiler() is None
+    assert operators.compile_library() is None
+
+
+def test_cxx_goes_before_the_path(compiler):
+    script = compiler("echo mine 1.0")
+    assert operators.find_compiler() == str(script)
+    assert operators.compiler_version(str(script)) == "mine 1.0"
+
+
+def test_a_compiler_that_fails_is_named_with_what_it_says(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = compiler(
+        '[ "$1" = --version ] && echo "old 4.8" && exit\necho "no such standard" >&2\nexit 3'
+    )
+    with pytest.raises(BuildError, match="(?s)no such standard.*set CXX to") as caught:
+        operators.compile_library()
+    assert str(script) in str(caught.value)
+    folder = cache_folder()
+    assert folder is not None
+    left = [path for path in (folder / "operators").rglob("*") if path.is_file()]
+    assert not left, "nothing half made is kept"
+    assert not (folder / "native").exists()
+
+
+def test_a_compiler_that_cannot_even_say_its_version(compiler):
+    compiler("exec false")
+    with pytest.raises(BuildError, match="--version"):
+        operators.compile_library()
+
+
+def test_another_compiler_makes_another_library(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = '[ "$1" = --version ] && echo "VERSION" && exit\nfor last; do :; done\necho VERSION > "$last"'
+    made = set()
+    for version in ("mine 1.0", "mine 1.1"):
+        compiler(text.replace("VERSION", version))
+        found = operators.compile_library()
+        assert found is not None
+        assert found.read_text() == f"{version}\n"
+        made.add(found)
+    assert len(made) == 2
+
+
+def test_all_sources_belong_to_the_key(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiler('[ "$1" = --version ] && echo 1 && exit\nfor last; do :; done\necho x > "$last"')
+    sources = shutil.copytree(operators._SOURCES, tmp_path / "sources")
+    monkeypatch.setattr(operators, "_SOURCES", sources)
+    first = operators.compile_library()
+    assert operators.compile_library() == first
+    for path in sorted(sources.iterdir()):
+        path.write_text(path.read_text() + "\n")
+        changed = operators.compile_library()
+        assert changed != first, f"{path.name} was changed"
+        first = changed
+    assert os.environ["CXX"]

@@ -1,0 +1,344 @@
+"""The compiled BlockLinear in ONNX Runtime against its meaning in numpy, with both kernels.
+
+Which kernels run is decided once a process, so each kind computes all cases in a process of its
+own: this file, run as a script.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from enginewright.plugins.block_linear import contract
+from enginewright.plugins.block_linear.reference import (
+    block_linear,
+    dequantize,
+    round_activations,
+)
+
+BLOCKS_AND_INPUTS = (
+    (16, 16),
+    (16, 48),
+    (16, 208),
+    (32, 32),
+    (32, 96),
+    (32, 352),
+    (64, 64),
+    (64, 320),
+    (128, 128),
+    (128, 384),
+    (256, 512),
+)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 65)
+COLUMNS = (1, 5, 33)
+Results = dict[str, np.ndarray[Any, Any]]
+ComputeWith = Callable[[str], Results]
+OTHER_RUNS = ("alone", "two threads", "two threads, alone")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product; all its tensors follow from its fields."""
+
+    bits: int
+    block: int
+    inputs: int
+    half: bool
+    zero_points: bool
+    zero: int
+    offsets: bool
+    bias: bool
+    columns: int = 5
+    shape: tuple[int, ...] = (3,)
+    outliers: bool = False
+
+    @property
+    def name(self) -> str:
+        return repr(self)
+
+    def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        blocks = self.inputs // self.block
+        kind = np.float16 if self.half else np.float32
+        packed = -(-blocks * self.bits // 8)
+        found = {
+            "codes": self._bytes(rng, self.columns, blocks, self.block * self.bits // 8),
+            "scales": rng.normal(0, 0.02, (self.columns, blocks)).astype(kind),
+            "zero_points": self._bytes(rng, self.columns, packed),
+            "offsets": rng.normal(0, 0.1, (self.columns, blocks)).astype(kind),
+            "bias": rng.normal(size=self.columns).astype(np.float32),
+        }
+        for name in ("zero_points", "offsets", "bias"):
+            if not getattr(self, name):
+                del found[name]
+        return found
+
+    def x(self) -> np.ndarray[Any, Any]:
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()) + 1)
+        x = rng.normal(size=(*self.shape, self.inputs)).astype(np.float32)
+        if self.outliers:
+            x[..., rng.integers(0, self.inputs, 2)] *= 3000
+        return x
+
+    def model(self, **attributes: int) -> bytes:
+        tensors = self.tensors()
+        names = [name if name == "x" or name in tensors else "" for name in contract.INPUTS]
+        given = {"N": self.columns, "K": self.inputs, "bits": self.bits}
+        given |= {"block_size": self.block, "zero": self.zero} | attributes
+        node = helper.make_node(contract.OP_TYPE, names, ["y"], domain=contract.DOMAIN, **given)
+        rank = len(self.shape) + 1
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [node],
+            "one",
+            [value("x", TensorProto.FLOAT, [None] * rank)],
+            [value("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+        )
+        opsets = [
+            helper.make_opsetid("", 20),
+            helper.make_opsetid(contract.DOMAIN, contract.ABI_VERSION),
+        ]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+    @staticmethod
+    def _bytes(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
+        return rng.integers(0, 256, shape, np.uint8)
+
+
+def swept() -> Iterator[Case]:
+    rows, columns = itertools.cycle(ROWS), itertools.cycle(COLUMNS)
+    outliers = itertools.cycle([False, True, False, False])
+    for bits, (block, inputs) in itertools.product((4, 8), BLOCKS_AND_INPUTS):
+        zeros = (0, 1 << (bits - 1))
+        for half, points, zero, offsets, bias in itertools.product(
+            (True, False), (True, False), zeros, (True, False), (True, False)
+        ):
+            yield Case(
+                bits,
+                block,
+                inputs,
+                half,
+                points,
+                zero,
+                offsets,
+                bias,
+                next(columns),
+                (next(rows),),
+                next(outliers),
+            )
+
+
+CASES = {case.name: case for case in swept()}
+
+
+def session(library: Path, model: bytes, threads: int = 1) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    result: np.ndarray[Any, Any] = session.run(None, {"x": x})[0]
+    return result
+
+
+def special_rows(bits: int) -> tuple[Case, np.ndarray[Any, Any]]:
+    """Rows that are nearly or wholly no numbers, each beside ordinary ones."""
+    case = Case(bits, 32, 96, True, True, 0, True, True, 33, (9,))
+    x = case.x()
+    x[1] = 0
+    x[2] *= np.float32(1e-38)
+    x[3, 40] = np.nan
+    x[5, 95] = np.inf
+    x[6] *= np.float32(1e-20)
+    x[7] *= np.float32(1e30)
+    x[8, 16:32] = 0
+    return case, x
+
+
+def compute(library: Path) -> Results:
+    """The results of all cases by name, and of their other runs."""
+    found = {}
+    for name, case in CASES.items():
+        one, two = (session(library, case.model(), threads) for threads in (1, 2))
+        x = case.x()
+        found[name] = run(one, x)
+        apart = [x[row : row + 1] for row in range(len(x))]
+        found[f"{name} alone"] = np.concatenate([run(one, row) for row in apart])
+        found[f"{name} two threads"] = run(two, x)
+        found[f"{name} two threads, alone"] = np.concatenate([run(two, row) for row in apart])
+    for bits in (4, 8):
+        case, x = special_rows(bits)
+        found[f"special {bits}"] = run(session(library, case.model()), x)
+    return found
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    from enginewright.builder.targets.operators import compile_library, find_compiler
+
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    made = compile_library()
+    assert made is not None
+    return made
+
+
+@pytest.fixture(scope="session")
+def compute_with(library: Path, tmp_path_factory: pytest.TempPathFactory) -> ComputeWith:
+    """The results of all cases with kernels of that name."""
+    folder = tmp_path_factory.mktemp("results")
+
+    @functools.cache
+    def compute_with(kernels: str) -> Results:
+        results = folder / f"{kernels}.npz"
+        environment = os.environ | {"ENGINEWRIGHT_CPU_KERNELS": kernels}
+        command = [sys.executable, __file__, str(library), str(results)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        with np.load(results) as found:
+            return dict(found)
+
+    return compute_with
+
+
+@pytest.fixture(params=["fastest", "portable"])
+def computed(request: pytest.FixtureRequest, compute_with: ComputeWith) -> Results:
+    return compute_with(request.param)
+
+
+def expected(case: Case, x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Any]:
+    """What the reference gives, and how far float32 sums may be from it.
+
+    Kernels sum codes and zeros apart, so what is summed is larger than the result.
+    """
+    tensors = case.tensors()
+    bias = tensors.pop("bias", None)
+    y = block_linear(x, **tensors, bias=bias, bits=case.bits, zero=case.zero)
+    apart = {name: np.abs(array) for name, array in tensors.items() if name != "zero_points"}
+    magnitude = dequantize(**apart, bits=case.bits, zero=-(1 << case.bits))
+    summed = np.abs(round_activations(x, case.bits)) @ magnitude.T
+    return y, 1e-6 * (summed + (0 if bias is None else np.abs(bias)))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("block", "inputs"), BLOCKS_AND_INPUTS)
+def test_products_are_those_of_the_reference(computed, bits, block, inputs):
+    cases = [c for c in CASES.values() if (c.bits, c.block, c.inputs) == (bits, block, inputs)]
+    assert len(cases) == 32
+    for case in cases:
+        y, tolerance = expected(case, case.x())
+        found = computed[case.name]
+        assert found.shape == y.shape
+        assert found.dtype == np.float32
+        assert (np.abs(found - y) <= tolerance).all(), case
+
+
+@pytest.mark.parametrize("other", OTHER_RUNS)
+def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(computed, other):
+    differing = [n for n in CASES if not np.array_equal(computed[n], computed[f"{n} {other}"])]
+    assert not differing
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_are_no_ordinary_numbers(computed, bits):
+    case, x = special_rows(bits)
+    found = computed[f"special {bits}"]
+    y, tolerance = expected(case, x)
+    bias = case.tensors()["bias"]
+    assert np.isnan(found[[3, 5]]).all()
+    assert np.isnan(y[[3, 5]]).all()
+    others = [0, 1, 2, 4, 6, 7, 8]
+    assert (np.abs(found - y)[others] <= tolerance[others]).all()
+    assert np.array_equal(found[1], bias)
+    assert np.array_equal(found[2], bias), "too small to count"
+
+
+def test_the_environment_chooses_the_kernels(compute_with):
+    if not _has_avx2():
+        pytest.skip("this processor has the portable kernels alone")
+    fastest, portable = compute_with("fastest"), compute_with("portable")
+    differing = [name for name in CASES if not np.array_equal(fastest[name], portable[name])]
+    assert differing, "they sum in another order"
+
+
+def _has_avx2() -> bool:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return {"avx2", "fma", "f16c"} <= set(flags)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3), (2, 0), (1, 1, 1)])
+def test_x_of_any_rank(library, bits, shape):
+    case = Case(bits, 16, 48, True, False, 3, True, False, 5, shape)
+    y, tolerance = expected(case, case.x())
+    found = run(session(library, case.model()), case.x())
+    assert found.shape == (*shape, 5)
+    assert (np.abs(found - y) <= tolerance).all()
+
+
+@pytest.mark.parametrize(("bits", "error"), [(4, 0.006), (8, 5e-5)])
+def test_rounding_of_ordinary_activations_costs_little(bits, error):
+    x = np.random.default_rng(4).normal(size=(65, 512)).astype(np.float32)
+    lost = round_activations(x, bits) - x
+    assert np.sqrt((lost**2).mean()) < error
+    assert np.abs(lost).max() <= np.abs(x).max() * (1 / 254 if bits == 4 else 1 / 65534) * 1.001
+
+
+def test_against_4_bits_an_outlier_costs_its_own_group_alone():
+    x = np.random.default_rng(4).normal(size=(65, 512)).astype(np.float32)
+    ordinary = round_activations(x, 4) - x
+    x[:, 100] = 3000
+    lost = round_activations(x, 4) - x
+    group = slice(96, 112)
+    assert np.sqrt((lost[:, group] ** 2).mean()) > 0.5, "16 values share an integer"
+    assert np.sqrt((np.delete(lost, range(96, 112), 1) ** 2).mean()) < 2 * ordinary.std()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_size": 24},
+        {"block_size": 8},
+        {"block_size": 32},
+        {"bits": 3},
+        {"bits": 0},
+        {"zero": 16},
+        {"N": 0},
+        {"K": -48},
+    ],
+    ids=str,
+)
+def test_wrong_attributes_are_refused(library, wrong):
+    case = Case(4, 16, 48, True, False, 8, False, False)
+    with pytest.raises(Exception, match="BlockLinear: bits must be 4 or 8"):
+        session(library, case.model(**wrong))
+
+
+def test_a_wrong_last_axis_is_refused(library):
+    case = Case(8, 16, 48, True, False, 128, False, False)
+    opened = session(library, case.model())
+    with pytest.raises(Exception, match="last axis of x is not K"):
+        run(opened, np.zeros((2, 64), np.float32))
+    x = case.x()
+    assert (np.abs(run(opened, x) - expected(case, x)[0]) < 1e-2).all(), "and runs on"
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[2], **compute(Path(sys.argv[1])))  # type: ignore[arg-type]
