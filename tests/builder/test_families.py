@@ -194,6 +194,6 @@ def _ties(oracle: Any, prompt: list[int], ids: list[int]) -> int:
 
 def test_the_artifact_is_batch_invariant(family):
     assert family.llm.engine_info.batch_invariant
-    measures = family.llm.manifest.conformance["measures"]
+    measures = family.llm.manifest.conformance["plain"]["measures"]
     assert measures["prefill_invariant"] is True
     assert measures["decode_invariant"] is True

@@ -234,6 +234,10 @@ def test_blocks_are_carried_over_exactly(
         assert (blocks is None) == (values.ndim == 1)
         if blocks is not None:
             assert (blocks.bits, blocks.block_size) == (8 if kind is Type.Q8_0 else 4, 32)
+            floating = kind is Type.Q4_1
+            assert blocks.zero_points is None
+            assert blocks.zero == (0 if floating else 1 << (blocks.bits - 1))
+            assert (blocks.offsets is not None) == floating
             np.testing.assert_array_equal(blocks.dequantize(), values)
             with_blocks += 1
     assert with_blocks == 2 * 7 + 2
@@ -285,6 +289,8 @@ def test_k_quants(kind: Type) -> None:
     assert (blocks is not None) == (kind is Type.Q4_K)
     if blocks is not None:
         assert (blocks.bits, blocks.block_size) == (4, 32)
+        assert (blocks.zero_points, blocks.zero) == (None, 0)
+        assert blocks.offsets is not None
         np.testing.assert_array_equal(blocks.dequantize(), whole)
 
 

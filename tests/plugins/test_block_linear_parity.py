@@ -69,7 +69,7 @@ class Case:
     def name(self) -> str:
         return repr(self)
 
-    def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
+    def tensors(self) -> Results:
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         blocks = self.inputs // self.block
         kind = np.float16 if self.half else np.float32
@@ -93,8 +93,8 @@ class Case:
             x[..., rng.integers(0, self.inputs, 2)] *= 3000
         return x
 
-    def model(self, **attributes: int) -> bytes:
-        tensors = self.tensors()
+    def model(self, spoilt: Results | None = None, **attributes: int) -> bytes:
+        tensors = self.tensors() | (spoilt or {})
         names = [name if name == "x" or name in tensors else "" for name in contract.INPUTS]
         given = {"N": self.columns, "K": self.inputs, "bits": self.bits}
         given |= {"block_size": self.block, "zero": self.zero} | attributes
@@ -338,6 +338,25 @@ def test_a_wrong_last_axis_is_refused(library):
         run(opened, np.zeros((2, 64), np.float32))
     x = case.x()
     assert (np.abs(run(opened, x) - expected(case, x)[0]) < 1e-2).all(), "and runs on"
+
+
+@pytest.mark.parametrize("name", ["codes", "scales", "zero_points", "offsets", "bias"])
+@pytest.mark.parametrize("longer", [False, True])
+def test_tensors_of_another_size_are_refused_and_not_read(library, name, longer):
+    case = Case(8, 16, 4096, True, True, 128, True, True, 1000)
+    array = case.tensors()[name]
+    spoilt = np.concatenate([array, array[:1]]) if longer else array[:1]
+    opened = session(library, case.model(spoilt={name: spoilt}))
+    with pytest.raises(Exception, match="the size of an input"):
+        run(opened, case.x())
+
+
+def test_offsets_of_another_type_than_scales_are_refused(library):
+    case = Case(8, 16, 48, False, True, 128, True, True)
+    offsets = case.tensors()["offsets"].astype(np.float16)
+    opened = session(library, case.model(spoilt={"offsets": offsets}))
+    with pytest.raises(Exception, match="both float16 or both float32"):
+        run(opened, case.x())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ EnginewrightError
 │   ├── SchemaVersionError        written by another version of the builder
 │   ├── IntegrityError            a file is missing, truncated or altered
 │   └── TargetError               no engine in it can run here
+│       └── NativeCodeError           its library of operators cannot be loaded
 ├── RequestError (ValueError) one request is wrong; other requests are not harmed
 │   ├── SamplingParamsError       a sampling parameter is out of range
 │   ├── PromptError               empty, not text, or token ids out of the vocabulary

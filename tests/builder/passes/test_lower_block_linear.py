@@ -16,12 +16,12 @@ from enginewright.builder.weight_tensor import WeightTensor
 from enginewright.builder.weights import Blocks, Weight
 
 _TWO = """
-two (float[B, S, 64] x, float[40, 64] w, float[24, 64] v, float[24] b)
+two (float[B, S, 64] x, float[40, 64] w, float[40] a, float[24, 64] v, float[24] b)
 => (float[B, S, 1] logits, float[B, S, 40] y, float[B, S, 24] z)
 {
     axis = Constant <value_ints = [-1]> ()
     logits = ReduceMean (x, axis)
-    y = enginewright.Linear (x, w)
+    y = enginewright.Linear (x, w, a)
     z = enginewright.Linear (x, v, b)
 }
 """
@@ -83,10 +83,10 @@ def normal(rng):
 
 @pytest.fixture
 def two(graph, normal):
-    """Two products of one x by stored blocks, the second one with a bias."""
+    """Two products of one x by stored blocks, each with a bias."""
 
     def make(first, second):
-        made = graph(_TWO, w=first.numpy(), v=second.numpy(), b=normal(24))
+        made = graph(_TWO, w=first.numpy(), a=normal(40), v=second.numpy(), b=normal(24))
         for name, weight in (("w", first), ("v", second)):
             made.model.graph.initializers[name].const_value = WeightTensor(weight, name)
         return made
@@ -104,8 +104,16 @@ def one(graph):
     return make
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1, Type.Q8_0])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        (Type.Q4_0, "int4"),
+        (Type.Q4_1, "int4"),
+        (Type.Q4_0, "int8"),
+        (Type.Q4_1, "int8"),
+        (Type.Q8_0, "int8"),
+    ],
+)
 def test_products_are_those_of_the_dequantized_weights(two, normal, kind, precision):
     made = two(gguf(normal(40, 64), kind), gguf(normal(24, 64), kind))
     x = {"x": normal(2, 3, 64)}
@@ -188,12 +196,11 @@ def test_every_form_of_blocks(one, normal, rng, bits, block, zero, offsets):
 
 def test_a_bias_stays_in_the_product(two, normal):
     made = two(gguf(normal(40, 64), Type.Q4_0), gguf(normal(24, 64), Type.Q4_0))
-    bias = made.model.graph.initializers["b"]
+    biases = [made.model.graph.initializers[name] for name in "ab"]
     quantize(made.model, "int4")
     lowered(made)
-    without, biased = nodes(made, "MatMulNBits")
-    assert len(without.inputs) == 3
-    assert biased.inputs[5] is bias
+    for product, bias in zip(nodes(made, "MatMulNBits"), biases, strict=True):
+        assert product.inputs[5] is bias
     assert "Add" not in made.ops()
 
 

@@ -98,7 +98,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(monkeypatch, tmp_path,
     script = compiler(
         '[ "$1" = --version ] && echo "old 4.8" && exit\necho "no such standard" >&2\nexit 3'
     )
-    with pytest.raises(BuildError, match="(?s)no such standard.*set CXX to") as caught:
+    with pytest.raises(BuildError, match=r"(?s)no such standard.*set CXX to") as caught:
         operators.compile_library()
     assert str(script) in str(caught.value)
     folder = cache_folder()
@@ -116,7 +116,8 @@ def test_a_compiler_that_cannot_even_say_its_version(compiler):
 
 def test_another_compiler_makes_another_library(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = '[ "$1" = --version ] && echo "VERSION" && exit\nfor last; do :; done\necho VERSION > "$last"'
+    says = '[ "$1" = --version ] && echo "VERSION" && exit'
+    text = f'{says}\nfor last; do :; done\necho VERSION > "$last"'
     made = set()
     for version in ("mine 1.0", "mine 1.1"):
         compiler(text.replace("VERSION", version))

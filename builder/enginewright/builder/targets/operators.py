@@ -91,7 +91,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     if done.returncode:
         raise BuildError(
             f"the C++ compiler failed ({' '.join(command)}): {done.stderr.strip()[-2000:]}\n"
-            f"set CXX to GCC 10 or Clang 12 or newer, or to an empty folder's name in PATH to "
-            f"build without native operators"
+            f"set CXX to GCC 10 or Clang 12, or newer; without a C++ compiler on the PATH the "
+            f"artifact is built without native operators"
         )
     return done

@@ -57,6 +57,9 @@ class Api {
     Status* dimensions(const TensorInfo* info, int64_t* out, size_t rank) const {
         return at<Status*(const TensorInfo*, int64_t*, size_t)>(62)(info, out, rank);
     }
+    Status* element_count(const TensorInfo* info, size_t* out) const {
+        return at<Status*(const TensorInfo*, size_t*)>(64)(info, out);
+    }
     Status* tensor_info(const Value* value, TensorInfo** out) const {
         return at<Status*(const Value*, TensorInfo**)>(65)(value, out);
     }

@@ -21,6 +21,7 @@ enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs
 constexpr size_t kRunsOfOneRow = 8;
 constexpr size_t kRowsOfTask = 64;
 constexpr size_t kColumnsOfTask = 32;
+constexpr size_t kLargestSize = 1u << 31;
 
 const Kernels& choose_kernels() {
 #if defined(__x86_64__)
@@ -86,18 +87,18 @@ class Kernel {
 
     ort::Status* check() const {
         const bool block = block_ >= kGroup && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
-        if (n_ > 0 && k_ > 0 && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_)
+        const bool sizes = n_ > 0 && n_ <= kLargestSize && k_ > 0 && k_ <= kLargestSize;
+        if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_)
             return nullptr;
-        return fail("BlockLinear: bits must be 4 or 8, block_size a power of two from 16 on that "
+        return fail("BlockLinear: N and K must be positive, bits 4 or 8, block_size a power of two from 16 on that "
                     "divides K, and zero a code");
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
-        const void* data[kInputs] = {};
+        Tensor in[kInputs];
         std::vector<int64_t> shape;
-        bool half = false;
         for (size_t i = 0; i < kInputs; ++i)
-            if (auto* status = read(context, i, &data[i], &shape, &half)) return status;
+            if (auto* status = read(context, i, &in[i], &shape)) return status;
         if (shape.empty() || shape.back() != static_cast<int64_t>(k_))
             return fail("BlockLinear: the last axis of x is not K");
         shape.back() = static_cast<int64_t>(n_);
@@ -107,14 +108,16 @@ class Kernel {
         if (auto* status = api_.data(output, &y)) return status;
         size_t m = 1;
         for (size_t i = 0; i + 1 < shape.size(); ++i) m *= static_cast<size_t>(shape[i]);
-        const Weights w{static_cast<const uint8_t*>(data[kCodes]),
-                        data[kScales],
-                        static_cast<const uint8_t*>(data[kZeroPoints]),
-                        data[kOffsets],
-                        static_cast<const float*>(data[kBias]),
+        const Weights w{static_cast<const uint8_t*>(in[kCodes].data),
+                        in[kScales].data,
+                        static_cast<const uint8_t*>(in[kZeroPoints].data),
+                        in[kOffsets].data,
+                        static_cast<const float*>(in[kBias].data),
                         n_, k_, bits_, block_, k_ / block_, k_ * bits_ / 8,
-                        (k_ / block_ * bits_ + 7) / 8, static_cast<int>(zero_), half};
-        return multiply(context, w, static_cast<const float*>(data[kX]), static_cast<float*>(y), m);
+                        (k_ / block_ * bits_ + 7) / 8, static_cast<int>(zero_),
+                        in[kScales].type == ort::kFloat16};
+        if (auto* status = check(w, in)) return status;
+        return multiply(context, w, static_cast<const float*>(in[kX].data), static_cast<float*>(y), m);
     }
 
     ort::Status* out_of_memory() const {
@@ -122,6 +125,27 @@ class Kernel {
     }
 
   private:
+    struct Tensor {
+        const void* data = nullptr;
+        size_t count = 0;
+        ort::ElementType type = ort::kUndefined;
+        bool given = false;
+    };
+
+    // Kernels read what the attributes say, so a graph whose tensors are smaller must not get there.
+    ort::Status* check(const Weights& w, const Tensor* in) const {
+        const size_t blocks = w.n * w.blocks;
+        const size_t counts[] = {w.n * w.row_bytes, blocks, w.n * w.zero_row_bytes, blocks, w.n};
+        for (size_t i = kCodes; i < kInputs; ++i)
+            if ((in[i].given || i < kZeroPoints) && in[i].count != counts[i - kCodes])
+                return fail("BlockLinear: the size of an input is not that of the attributes");
+        const ort::ElementType type = in[kScales].type;
+        if ((type != ort::kFloat16 && type != ort::kFloat) ||
+            (in[kOffsets].given && in[kOffsets].type != type))
+            return fail("BlockLinear: scales and offsets are both float16 or both float32");
+        return nullptr;
+    }
+
     ort::Status* multiply(ort::KernelContext* context, const Weights& w, const float* x, float* y,
                           size_t m) const {
         if (m == 0) return nullptr;
@@ -142,19 +166,21 @@ class Kernel {
         return chosen;
     }
 
-    // The address of an input, null where it is left out; of x the shape, of the scales the type.
-    ort::Status* read(ort::KernelContext* context, size_t index, const void** data,
-                      std::vector<int64_t>* shape, bool* half) const {
+    // An input, not given where it is left out; of x the shape as well.
+    ort::Status* read(ort::KernelContext* context, size_t index, Tensor* in,
+                      std::vector<int64_t>* shape) const {
         const ort::Value* value = nullptr;
         if (auto* status = api_.input(context, index, &value)) return status;
         if (!value) return nullptr;
         void* address = nullptr;
         if (auto* status = api_.data(const_cast<ort::Value*>(value), &address)) return status;
-        *data = address;
-        if (index != kX && index != kScales) return nullptr;
+        in->data = address;
+        in->given = true;
         ort::TensorInfo* info = nullptr;
         if (auto* status = api_.tensor_info(value, &info)) return status;
-        auto* status = index == kX ? read_shape(info, shape) : read_type(info, half);
+        auto* status = api_.element_count(info, &in->count);
+        if (!status) status = api_.element_type(info, &in->type);
+        if (!status && index == kX) status = read_shape(info, shape);
         api_.release(info);
         return status;
     }
@@ -166,14 +192,6 @@ class Kernel {
         return api_.dimensions(info, shape->data(), rank);
     }
 
-    ort::Status* read_type(const ort::TensorInfo* info, bool* half) const {
-        ort::ElementType type = ort::kUndefined;
-        if (auto* status = api_.element_type(info, &type)) return status;
-        *half = type == ort::kFloat16;
-        return *half || type == ort::kFloat ? nullptr
-                                            : fail("BlockLinear: scales are float16 or float32");
-    }
-
     // 0 where the attribute is missing, which check() then refuses (but for zero).
     size_t attribute(const ort::KernelInfo* info, const char* name) const {
         int64_t value = 0;
@@ -181,7 +199,7 @@ class Kernel {
             api_.release(status);
             return 0;
         }
-        return value < 0 ? 0 : static_cast<size_t>(value);
+        return static_cast<size_t>(value);  // a negative one is larger than any that is legal
     }
 
     ort::Status* fail(const char* message) const {
