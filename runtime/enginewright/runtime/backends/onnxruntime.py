@@ -13,6 +13,7 @@ the bound range, in order.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -231,7 +232,18 @@ class SlotPool:
         size = math.prod(shape)
         if size == 0:
             return np.zeros(shape, np.float32)
-        return np.frombuffer(mmap.mmap(-1, size * 4), np.float32).reshape(shape)
+        return np.frombuffer(_private_pages(4 * size), np.float32).reshape(shape)
+
+
+def _private_pages(size: int) -> mmap.mmap:
+    """Zeroed memory of this process, a small page of it committed where it is touched."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages has nothing to forbid
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages
 
 
 def _even_prefill(batch: StepBatch) -> StepBatch:
