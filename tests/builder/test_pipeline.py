@@ -75,6 +75,25 @@ def test_an_artifact_is_complete(checkpoint: Path, tmp_path: Path):
     assert set(stages) == {"source", "export", "compile", "reference", "conformance"}
 
 
+@pytest.mark.parametrize("script", ["echo broken >&2; exit 1"])
+def test_without_a_compiler_that_works_there_is_the_plain_plan(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, caplog: Any
+):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo {len(script)} && exit\n{script}\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    bounds = {"min_top1_agreement": 0.5, "max_mean_kl": 1.0, "max_perplexity_increase": 0.5}
+    recipe = recipe_for(checkpoint, "int8", conformance={"int8": bounds})
+    artifact = build(recipe, tmp_path / "out", progress=quietly)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert [engine["plan"] for engine in manifest["engines"]] == ["plain"]
+    assert "no native plan" in caplog.text
+    assert not list((artifact / "engine").glob("*.so"))
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_rounded_precisions_run(checkpoint: Path, tmp_path: Path, precision: str):
     bounds = {"min_top1_agreement": 0.5, "max_mean_kl": 1.0, "max_perplexity_increase": 0.5}

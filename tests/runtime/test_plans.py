@@ -188,6 +188,22 @@ def test_a_library_whose_bytes_are_others_is_never_loaded(make, library, verify)
         Artifact.open(folder, verify)
 
 
+@pytest.mark.parametrize("verify", ["cached", "never"])
+def test_a_large_library_of_another_name_is_hashed_all_the_same(
+    make, library, manifest_writer, verify
+):
+    """What is trusted is the hash that the manifest states, so the bytes must have it."""
+    folder = make(library)
+    native, plain = Artifact.open(folder).manifest.engines
+    hidden = folder / "engine" / "operators.bin"
+    hidden.write_bytes(library + bytes(17 * 2**20))
+    renamed = replace(native, library="engine/operators.bin", files=("engine/operators.bin",))
+    manifest_writer(folder, renamed, engines=(renamed, plain))
+    hidden.write_bytes(library + b"x" + bytes(17 * 2**20 - 1))
+    with pytest.raises(IntegrityError, match=r"operators\.bin"):
+        Artifact.open(folder, verify)
+
+
 def test_both_plans_generate_the_same(make, library, tiny_model):
     folder = make(library)
     for plan, allow in (("native", True), ("plain", None)):

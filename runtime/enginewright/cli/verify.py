@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,16 @@ def command(
     else:
         for plan, result in results.items():
             click.echo(f"plan {plan}\n{_page(result)}")
-        click.echo("passed" if passed else "FAILED: a bound of the recipe is missed")
+        click.echo(_verdict(results, passed))
     if not passed:
         ctx.exit(1)
+
+
+def _verdict(results: Mapping[str, Report | str], passed: bool) -> str:
+    if not passed:
+        return "FAILED: a bound of the recipe is missed"
+    skipped = ", ".join(plan for plan, result in results.items() if isinstance(result, str))
+    return f"passed; not run: {skipped}" if skipped else "passed"
 
 
 def _page(result: Report | str) -> str:

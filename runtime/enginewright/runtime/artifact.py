@@ -31,7 +31,8 @@ SMALL_FILE = 16 * 2**20
 """Files up to this size are hashed at every load; larger ones are weights."""
 
 NATIVE_SUFFIXES = frozenset({".so", ".dll", ".dylib", ".pyd", ".cubin", ".ptx", ".fatbin"})
-"""Files that a processor executes: hashed at every load, whatever their size."""
+"""Files that a processor executes: hashed at every load, as an engine's library is, whatever their
+size and name."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class Artifact:
         artifact = Artifact(folder, manifest)
         artifact._check_names()
         verified = VerifiedFiles(None if verify == "never" else cache_folder())
+        libraries = {entry.library for entry in manifest.engines}
         for relative, entry in sorted(manifest.files.items()):
-            _check_file(folder, relative, entry, verify, verified)
+            native = relative in libraries or Path(relative).suffix in NATIVE_SUFFIXES
+            _check_file(folder, relative, entry, verify, verified, native=native)
         return artifact
 
     def engine(self, target: str | None = None) -> EngineEntry:
@@ -110,7 +113,11 @@ class Artifact:
                     f"the artifact; do not use this artifact"
                 )
         for entry in self.manifest.engines:
-            for relative in (entry.model, *entry.files):
+            for relative in (
+                entry.model,
+                *entry.files,
+                *([entry.library] if entry.library else []),
+            ):
                 self.file(relative)
 
 
@@ -136,7 +143,13 @@ def _what_it_is(folder: Path) -> str:
 
 
 def _check_file(
-    folder: Path, relative: str, entry: FileEntry, verify: Verify, verified: VerifiedFiles
+    folder: Path,
+    relative: str,
+    entry: FileEntry,
+    verify: Verify,
+    verified: VerifiedFiles,
+    *,
+    native: bool,
 ) -> None:
     path = folder / relative
     again = "copy or build the artifact again"
@@ -150,7 +163,7 @@ def _check_file(
                 f"{path}: {state.size} bytes found, {entry.size} in the manifest: the file was "
                 f"{kind}; {again}"
             )
-        always = entry.size <= SMALL_FILE or path.suffix in NATIVE_SUFFIXES
+        always = entry.size <= SMALL_FILE or native
         known = verify == "cached" and verified.knows(state, entry.sha256)
         if not always and (verify == "never" or known):
             return

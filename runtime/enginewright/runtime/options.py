@@ -14,6 +14,7 @@ from enginewright.runtime.sampling.params import SamplingParams
 
 GenerationConfig = Literal["auto", "vllm"]
 HIGHEST_SEED = 2**64 - 1
+MOST_THREADS = 256
 
 
 def check_path(model: Any) -> str | os.PathLike[str]:
@@ -27,7 +28,7 @@ def check_path(model: Any) -> str | os.PathLike[str]:
 
 def check_threads(threads: Any) -> int | None:
     """None leaves the number to the backend."""
-    return whole("threads", threads, 1, otherwise="None for all available cores")
+    return whole("threads", threads, 1, MOST_THREADS, otherwise="None for all available cores")
 
 
 def check_seed(seed: Any) -> int | None:

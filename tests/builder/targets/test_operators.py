@@ -77,7 +77,7 @@ def test_what_was_compiled_is_known_to_the_runtime(monkeypatch):
     assert known.is_file(), "remembered again where the library is kept already"
 
 
-@pytest.mark.parametrize("named", [None, "", "no-such-compiler"])
+@pytest.mark.parametrize("named", [None, ""])
 def test_without_a_compiler_there_is_no_library(monkeypatch, tmp_path, named):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -85,6 +85,12 @@ def test_without_a_compiler_there_is_no_library(monkeypatch, tmp_path, named):
         monkeypatch.setenv("CXX", named)
     assert operators.find_compiler() is None
     assert operators.compile_library() is None
+
+
+def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match="CXX=no-such-compiler: no such program"):
+        operators.compile_library()
 
 
 def test_cxx_goes_before_the_path(compiler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.plugins.block_linear import contract as block_linear
 from enginewright.runtime.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
 from enginewright.runtime.native_code import this_platform
+
+logger = logging.getLogger(__name__)
 
 _NATIVE = "engine/native.onnx"
 _PLAIN = "engine/plain.onnx"
@@ -61,7 +64,11 @@ def _library(model: ir.Model, request: CompileRequest) -> str | None:
     """The operators' library, put into the artifact; None where it is of no use, or not made."""
     if not any(node.op_type == block_linear.OP_TYPE for node in model.graph):
         return None
-    made = operators.compile_library()
+    try:
+        made = operators.compile_library()
+    except operators.CompilerError as error:
+        logger.warning("%s\nthe artifact has no native plan, and decodes slower", error)
+        return None
     if made is None:
         return None
     relative = f"engine/{made.name}"

@@ -1,7 +1,7 @@
 """ONNX models on disk: a graph in one file, weights in another, written one at a time.
 
 Tensors are laid out in the order in which the graph first reads them. Those of a mebibyte and more
-begin on a page, others on a cache line; tensors with the same content are stored once; those below
+begin on a page, others on a cache line; a tensor that several read is stored once; those below
 a kibibyte stay inside the graph. The bytes depend on the model alone.
 """
 
@@ -40,6 +40,7 @@ class WeightsFile:
         self._path = path
         self._file = path.open("wb")
         self._known: dict[Hashable, _Extent] = {}
+        self._kept: list[ir.TensorProtocol] = []  # an id means nothing once its object is gone
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +75,7 @@ class WeightsFile:
         content = _content(tensor)
         if content not in self._known:
             self._known[content] = self._write(tensor)
+            self._kept.append(tensor)
             assert self._known[content].length == tensor.nbytes, f"{value.name}: size differs"
         extent = self._known[content]
         return ir.ExternalTensor(

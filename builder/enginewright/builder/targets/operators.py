@@ -23,8 +23,13 @@ from enginewright.runtime.native_code import remember, this_platform
 _SOURCES = Path(contract.__file__).parent / "cpu"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
-_LINK_FLAGS = ("-shared", "-s", "-static-libgcc", "-static-libstdc++", "-Wl,--build-id=none")
+_LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
+_STATIC = ("-static-libgcc", "-static-libstdc++")
 _X86 = ("x86_64", "AMD64")
+
+
+class CompilerError(BuildError):
+    """A C++ compiler that does not compile our operators."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class _Unit:
 def compile_library() -> Path | None:
     """The library for this machine; None where it has no C++ compiler, or is no Linux.
 
-    The environment variable CXX names a compiler. Raises BuildError where a compiler fails.
+    The environment variable CXX names a compiler. Raises CompilerError where a compiler fails,
+    BuildError where the one that CXX names is not there.
     """
     compiler = find_compiler()
     if compiler is None or platform.system() != "Linux":
@@ -46,7 +52,7 @@ def compile_library() -> Path | None:
     key = digest(
         {
             "compiler": compiler_version(compiler),
-            "flags": [*_FLAGS, *_LINK_FLAGS],
+            "flags": [*_FLAGS, *_LINK_FLAGS, *_STATIC],
             "sources": {path.name: sha256_file(path) for path in sorted(_SOURCES.iterdir())},
             "platform": this_platform(),
         }
@@ -59,8 +65,15 @@ def compile_library() -> Path | None:
 
 def find_compiler() -> str | None:
     """The C++ compiler that CXX names, or the first known one on the PATH."""
-    names = (os.environ.get("CXX"), *_COMPILERS)
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+    asked = os.environ.get("CXX")
+    if not asked:
+        return next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    found = shutil.which(asked)
+    if found is None:
+        raise BuildError(
+            f"CXX={asked}: no such program; name a C++ compiler, without arguments, or unset CXX"
+        )
+    return found
 
 
 def compiler_version(compiler: str) -> str:
@@ -83,15 +96,18 @@ def _compile(compiler: str, library: Path) -> None:
             source = str(_SOURCES / unit.source)
             _run([compiler, *_FLAGS, *unit.flags, "-c", source, "-o", str(made)])
             objects.append(str(made))
-        _run([compiler, *_LINK_FLAGS, *objects, "-o", str(library)])
+        rest = [*objects, "-o", str(library)]
+        try:
+            _run([compiler, *_LINK_FLAGS, *_STATIC, *rest])
+        except CompilerError:  # some systems have no static C++ library
+            _run([compiler, *_LINK_FLAGS, *rest])
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(
+        raise CompilerError(
             f"the C++ compiler failed ({' '.join(command)}): {done.stderr.strip()[-2000:]}\n"
-            f"set CXX to GCC 10 or Clang 12, or newer; without a C++ compiler on the PATH the "
-            f"artifact is built without native operators"
+            f"set CXX to one that knows C++20 (GCC 12 and Clang 14 were tried)"
         )
     return done

@@ -277,7 +277,8 @@ def _open_session(model: Path, threads: int | None, library: Path | None) -> Any
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:
-        raise ArtifactError(
+        kind = ArtifactError if library is None else NativeCodeError
+        raise kind(
             f"{model}: onnxruntime {ort.__version__} cannot load this engine ({error}); "
             f"build it again with this version of enginewright, or upgrade onnxruntime"
         ) from error

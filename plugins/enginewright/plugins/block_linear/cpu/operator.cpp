@@ -2,10 +2,15 @@
 // session's threads, and leaves the arithmetic to the kernels of the processor at hand.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "onnxruntime_abi.h"
 #include "tensors.h"
@@ -18,7 +23,7 @@ constexpr const char* kName = "BlockLinear";
 enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
 
 // With one row of x the work is reading W: few long runs of it.
-constexpr size_t kRunsOfOneRow = 8;
+constexpr size_t kRunsOfOneRow = 24;  // that most counts of threads divide
 constexpr size_t kRowsOfTask = 64;
 constexpr size_t kColumnsOfTask = 32;
 constexpr size_t kLargestSize = 1u << 31;
@@ -27,8 +32,10 @@ const Kernels& choose_kernels() {
 #if defined(__x86_64__)
     const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
     const bool portable = asked && std::strcmp(asked, kPortable.name) == 0;
-    if (!portable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    // Not every compiler knows the name of F16C: bit 29 of the first feature leaf.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+    if (!portable && f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return kAvx2;
 #endif
     return kPortable;
@@ -58,20 +65,34 @@ struct Product {
     const float* x;
     float* y;
     size_t m, columns;  // rows of x, columns of y a task
+    mutable std::atomic<bool> out_of_memory = false;
 
     size_t row_tasks() const { return (m + kRowsOfTask - 1) / kRowsOfTask; }
     size_t column_tasks() const { return (w.n + columns - 1) / columns; }
 
     static void round(void* self, size_t row) {
         const auto& p = *static_cast<const Product*>(self);
-        p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row);
+        p.guarded([&] { p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row); });
     }
     static void multiply(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
         const size_t m0 = task / p.column_tasks() * kRowsOfTask;
         const size_t n0 = task % p.column_tasks() * p.columns;
-        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
-                           std::min(p.w.n, n0 + p.columns));
+        p.guarded([&] {
+            p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
+                               std::min(p.w.n, n0 + p.columns));
+        });
+    }
+
+  private:
+    // An exception must not leave a thread of the session's.
+    template <class F>
+    void guarded(const F& work) const {
+        try {
+            work();
+        } catch (const std::bad_alloc&) {
+            out_of_memory = true;
+        }
     }
 };
 
@@ -86,7 +107,8 @@ class Kernel {
     }
 
     ort::Status* check() const {
-        const bool block = block_ >= kGroup && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
+        const bool block =
+            block_ >= kGroup && block_ <= 256 && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
         const bool sizes = n_ > 0 && n_ <= kLargestSize && k_ > 0 && k_ <= kLargestSize;
         if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_) return nullptr;
         return fail(
@@ -167,7 +189,8 @@ class Kernel {
         else if (auto* status = api_.parallel_for(context, Product::round, m, 0, &product))
             return status;
         const size_t tasks = product.row_tasks() * product.column_tasks();
-        return api_.parallel_for(context, Product::multiply, tasks, 0, &product);
+        auto* status = api_.parallel_for(context, Product::multiply, tasks, 0, &product);
+        return !status && product.out_of_memory ? out_of_memory() : status;
     }
 
     static const Kernels& kernels() {
@@ -293,7 +316,9 @@ extern "C" [[gnu::visibility("default")]] enginewright::ort::Status* RegisterCus
     enginewright::ort::SessionOptions* options, const enginewright::ort::ApiBase* base) {
     using namespace enginewright;
     const void* table = base->get_api(ort::kVersion);
-    if (!table) return nullptr;
+    if (!table)
+        return ort::Api(base->get_api(1))
+            .create_status(ort::kFail, "BlockLinear: this ONNX Runtime is older than 1.17");
     const ort::Api api(table);
     static const Registered registered(api);
     if (registered.status)
