@@ -23,7 +23,7 @@ constexpr const char* kName = "BlockLinear";
 enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
 
 // With one row of x the work is reading W: few long runs of it.
-constexpr size_t kRunsOfOneRow = 24;  // that most counts of threads divide
+constexpr size_t kRunsOfOneRow = 8;
 constexpr size_t kRowsOfTask = 64;
 constexpr size_t kColumnsOfTask = 32;
 constexpr size_t kLargestSize = 1u << 31;
