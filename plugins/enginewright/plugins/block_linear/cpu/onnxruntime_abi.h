@@ -76,8 +76,8 @@ class Api {
     }
     void release(Status* status) const { at<void(Status*)>(93)(status); }
     void release(TensorInfo* info) const { at<void(TensorInfo*)>(99)(info); }
-    // Runs f(argument, i) for all i < total on the session's threads, in `parts` runs of
-    // neighbours; 0 parts is one a thread.
+    // Runs f(argument, i) for all i < total on the session's threads, in at most `parts` runs of
+    // neighbours; 0 sets no limit.
     Status* parallel_for(const KernelContext* context, void (*f)(void*, size_t), size_t total,
                          size_t parts, void* argument) const {
         return at<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(

@@ -72,26 +72,17 @@ struct Product {
 
     static void round(void* self, size_t row) {
         const auto& p = *static_cast<const Product*>(self);
-        p.guarded([&] { p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row); });
+        p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row);
     }
     static void multiply(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
         const size_t m0 = task / p.column_tasks() * kRowsOfTask;
         const size_t n0 = task % p.column_tasks() * p.columns;
-        p.guarded([&] {
+        try {  // kernels keep room of their own; an exception must not leave a session's thread
             p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
                                std::min(p.w.n, n0 + p.columns));
-        });
-    }
-
-  private:
-    // An exception must not leave a thread of the session's.
-    template <class F>
-    void guarded(const F& work) const {
-        try {
-            work();
         } catch (const std::bad_alloc&) {
-            out_of_memory = true;
+            p.out_of_memory = true;
         }
     }
 };
@@ -113,8 +104,7 @@ class Kernel {
         if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_) return nullptr;
         return fail(
             "BlockLinear: N and K must be positive, bits 4 or 8, block_size a power of two from 16 "
-            "on that "
-            "divides K, and zero a code");
+            "to 256 that divides K, and zero a code");
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
@@ -289,12 +279,6 @@ ort::Operator describe() {
     op.end_version = [](const ort::Operator*) { return 1; };
     return op;
 }
-
-}  // namespace
-}  // namespace enginewright
-
-namespace enginewright {
-namespace {
 
 // Sessions refer to the domain as long as the process lives, so there is one for all.
 struct Registered {
