@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 _OPTIONS = (
-    click.option("--threads", type=click.IntRange(1, 256), help="By default all that it may use."),
+    click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use."),
     click.option(
         "--allow-native-code/--no-native-code",
         default=None,
