@@ -54,12 +54,12 @@ class LLM:
 
     ``target`` and ``plan``: which of the artifact's engines, by default the first that runs here.
     ``allow_native_code``: True runs an artifact's own operators whoever compiled them, False never,
-    None if this machine did. ``threads``: by default
-    all cores that the process may use. ``max_batch``, ``max_context``: lower the engine's
-    limits. ``seed``: makes requests without a seed of their own repeatable, in their order;
-    by default they take fresh entropy. ``verify``: see Artifact.open. ``chat_template``: a path
-    or a template, in place of the artifact's. ``generation_config``: "auto" takes the model's
-    own sampling defaults when a call gives no ``sampling_params``, "vllm" the neutral ones.
+    None if this machine did. ``threads``: by default all cores that the process may use.
+    ``max_batch``, ``max_context``: lower the engine's limits. ``seed``: makes requests without a
+    seed of their own repeatable, in their order; by default they take fresh entropy. ``verify``:
+    see Artifact.open. ``chat_template``: a path or a template, in place of the artifact's.
+    ``generation_config``: "auto" takes the model's own sampling defaults when a call gives no
+    ``sampling_params``, "vllm" the neutral ones.
     """
 
     def __init__(
