@@ -24,10 +24,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from enginewright.builder.quantization import MIN_BLOCK_SIZE
 from enginewright.builder.weights import Blocks
 
-FINE = 16
-"""The smallest block that operators take."""
 _CODES = ("codes", "table", "fine_codes")
 
 
@@ -81,8 +80,12 @@ class BlockForm:
         return {
             "codes": (self.rows, self.blocks, self.block_size * self.bits // 8),
             "table": (self.rows, self.inputs * self.bits // 8),
-            "fine_codes": (self.rows, self.inputs // FINE, FINE * self.bits // 8),
-            "fine_zeros": (self.rows, -(-self.inputs // FINE * self.bits // 8)),
+            "fine_codes": (
+                self.rows,
+                self.inputs // MIN_BLOCK_SIZE,
+                MIN_BLOCK_SIZE * self.bits // 8,
+            ),
+            "fine_zeros": (self.rows, -(-self.inputs // MIN_BLOCK_SIZE * self.bits // 8)),
             "zero_points": (self.rows, -(-self.blocks * self.bits // 8)),
         }.get(part, (self.rows, self.blocks))
 
@@ -118,7 +121,7 @@ class LazyBlocks:
             packed: NDArray[Any] = _pack(blocks.codes(), self.form.bits)
         elif part in ("zero_points", "fine_zeros"):
             assert blocks.zero_points is not None
-            times = self.form.block_size // FINE if part == "fine_zeros" else 1
+            times = self.form.block_size // MIN_BLOCK_SIZE if part == "fine_zeros" else 1
             packed = _pack(np.repeat(blocks.zero_points, times, axis=1), self.form.bits)
         else:
             packed = getattr(blocks, part).astype(np.float16 if self.form.half else np.float32)

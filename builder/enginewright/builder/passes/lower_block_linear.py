@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from enginewright.builder.block_tensor import FINE, BlockForm, BlockTensor, LazyBlocks
+from enginewright.builder.block_tensor import BlockForm, BlockTensor, LazyBlocks
 from enginewright.builder.passes.centre_blocks import centred_offsets, float32, keep_axes
 from enginewright.builder.passes.match import (
     MICROSOFT,
@@ -27,6 +27,7 @@ from enginewright.builder.passes.match import (
     insert_before,
     replace,
 )
+from enginewright.builder.quantization import MIN_BLOCK_SIZE
 from enginewright.plugins.block_linear import contract
 
 # Activations are rounded to 8 bits: products of integers.
@@ -70,7 +71,7 @@ class _Lowering:
         while inputs[-1] is None:
             inputs.pop()
         attributes = {"N": lazy.form.rows, "K": lazy.form.inputs, "bits": lazy.form.bits}
-        attributes |= {"block_size": FINE, "accuracy_level": _INTEGER_PRODUCTS}
+        attributes |= {"block_size": MIN_BLOCK_SIZE, "accuracy_level": _INTEGER_PRODUCTS}
         product = ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
         nodes, offsets = centred_offsets(
             self.graph, lazy.form, as_float.outputs[0], operands.get("offsets")
@@ -89,14 +90,14 @@ class _Lowering:
 
     def _fine(self, scales: ir.Value, form: BlockForm) -> tuple[list[ir.Node], ir.Value]:
         """The scales of blocks of 16."""
-        times = form.block_size // FINE
+        times = form.block_size // MIN_BLOCK_SIZE
         if times == 1:
             return [], scales
         last = constant_value(self.graph, "last_axis", np.array([-1], np.int64))
         apart = ir.node("Unsqueeze", [scales, last])
         repeats = constant_value(self.graph, f"repeat_{times}", np.array([1, 1, times], np.int64))
         repeated = ir.node("Tile", [apart.outputs[0], repeats])
-        joined = keep_axes(self.graph, repeated.outputs[0], 1, [form.inputs // FINE])
+        joined = keep_axes(self.graph, repeated.outputs[0], 1, [form.inputs // MIN_BLOCK_SIZE])
         return [apart, repeated, joined], joined.outputs[0]
 
     def _sums(self, x: ir.Value, form: BlockForm) -> tuple[list[ir.Node], ir.Value]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -26,6 +26,7 @@ from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.targets import CompileRequest, Target, operators
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.plugins.block_linear import contract as block_linear
+from enginewright.runtime.artifact import sha256_file
 from enginewright.runtime.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
 from enginewright.runtime.native_code import this_platform
 
@@ -57,7 +58,9 @@ class CpuTarget(Target):
             lower_block_linear(model)
             _save(model, weights, request.folder / _PLAIN)
         entries.append(_describe(model, request, "plain", _PLAIN, None))
-        return tuple(replace(entry, fingerprint=_fingerprint(request, entry)) for entry in entries)
+        names = {name for entry in entries for name in entry.files}
+        digests = {name: sha256_file(request.folder / name) for name in names}
+        return tuple(replace(entry, fingerprint=_fingerprint(entry, digests)) for entry in entries)
 
 
 def _library(model: ir.Model, request: CompileRequest) -> str | None:
@@ -141,9 +144,6 @@ def _tensor(value: ir.Value, direction: str) -> TensorEntry:
     return TensorEntry(value.name, direction, value.dtype.numpy().name, shape)  # type: ignore[arg-type]
 
 
-def _fingerprint(request: CompileRequest, entry: EngineEntry) -> str:
-    total = hashlib.sha256()
-    for name in entry.files:
-        with (request.folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{total.hexdigest()}"
+def _fingerprint(entry: EngineEntry, digests: Mapping[str, str]) -> str:
+    text = "".join(digests[name] for name in entry.files)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
