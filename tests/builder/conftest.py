@@ -11,8 +11,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from enginewright.builder.weights import Blocks, Weight
+
 MakeGguf = Callable[..., Path]
 _TOKEN, _CONTROL = 1, 3
+
+
+class _Stored(Weight):
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__(blocks.shape)
+        self._blocks = blocks
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        return self._blocks.dequantize()[start:stop]
+
+    def blocks(self) -> Blocks:
+        return self._blocks
+
+
+@pytest.fixture(scope="session")
+def stored_in() -> Callable[[Blocks], Weight]:
+    """``stored_in(blocks)``: a weight that stands in these blocks."""
+    return _Stored
 
 
 @pytest.fixture(scope="session")

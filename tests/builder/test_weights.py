@@ -10,7 +10,6 @@ from enginewright.builder.weights import (
     Blocks,
     RowPermutedWeight,
     StackedWeight,
-    Weight,
     transposed,
 )
 
@@ -30,20 +29,6 @@ class Watched(ArrayWeight):
     def rows(self, start, stop):
         self.read.append((start, stop))
         return super().rows(start, stop)
-
-
-class Stored(Weight):
-    """A weight that is stored in blocks."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        super().__init__(blocks.shape)
-        self._blocks = blocks
-
-    def rows(self, start, stop):
-        return self._blocks.dequantize()[start:stop]
-
-    def blocks(self):
-        return self._blocks
 
 
 def blocks(rows, *, zeros=False, offsets=False):
@@ -87,8 +72,8 @@ def test_a_transpose_of_a_transpose_is_the_weight_itself(values):
         ({"zeros": True, "offsets": True}, {"zeros": True, "offsets": True}),
     ],
 )
-def test_stacked_blocks_have_the_values_of_their_parts(first, second):
-    parts = [Stored(blocks(8, **first)), Stored(blocks(16, **second))]
+def test_stacked_blocks_have_the_values_of_their_parts(stored_in, first, second):
+    parts = [stored_in(blocks(8, **first)), stored_in(blocks(16, **second))]
     stacked = StackedWeight(parts).blocks()
     assert stacked is not None
     assert (stacked.zero_points is not None) == ("zeros" in first | second)
@@ -97,8 +82,8 @@ def test_stacked_blocks_have_the_values_of_their_parts(first, second):
     assert np.array_equal(stacked.dequantize(), expected)
 
 
-def test_permuted_blocks_have_the_permuted_values():
-    stored = Stored(blocks(8, zeros=True, offsets=True))
+def test_permuted_blocks_have_the_permuted_values(stored_in):
+    stored = stored_in(blocks(8, zeros=True, offsets=True))
     order = np.random.default_rng(1).permutation(8)
     permuted = RowPermutedWeight(stored, order).blocks()
     assert permuted is not None

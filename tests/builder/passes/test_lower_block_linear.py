@@ -13,7 +13,7 @@ from enginewright.builder.passes.quantize import quantize
 from enginewright.builder.source.gguf_file import GgufTensor
 from enginewright.builder.source.gguf_weight import GgufWeight
 from enginewright.builder.weight_tensor import WeightTensor
-from enginewright.builder.weights import Blocks, Weight
+from enginewright.builder.weights import Blocks
 
 _TWO = """
 two (float[B, S, 64] x, float[40, 64] w, float[40] a, float[24, 64] v, float[24] b)
@@ -29,20 +29,6 @@ _ONE = """
 one (float[B, S, K] x, float[40, K] w) => (float[B, S, K] logits, float[B, S, 40] y)
 { logits = Identity (x) y = enginewright.Linear (x, w) }
 """
-
-
-class Stored(Weight):
-    """A weight that stands in given blocks."""
-
-    def __init__(self, blocks):
-        super().__init__(blocks.shape)
-        self._blocks = blocks
-
-    def rows(self, start, stop):
-        return self._blocks.dequantize()[start:stop]
-
-    def blocks(self):
-        return self._blocks
 
 
 def gguf(values, kind):
@@ -142,7 +128,7 @@ def test_readers_of_one_x_share_its_sums(two, normal, kind):
     assert all(node.inputs[0] is sums.outputs[0] for node in by_offsets)
 
 
-def test_blocks_of_two_sizes_have_sums_of_their_own(two, normal, rng):
+def test_blocks_of_two_sizes_have_sums_of_their_own(stored_in, two, normal, rng):
     blocks = [
         Blocks(
             4,
@@ -153,7 +139,7 @@ def test_blocks_of_two_sizes_have_sums_of_their_own(two, normal, rng):
         )
         for rows, size in ((40, 16), (24, 64))
     ]
-    made = two(*(Stored(each) for each in blocks))
+    made = two(*(stored_in(each) for each in blocks))
     x = {"x": normal(2, 3, 64)}
     expected = made.run(x)
     quantize(made.model, "int4")
@@ -168,11 +154,11 @@ def test_blocks_of_two_sizes_have_sums_of_their_own(two, normal, rng):
 @pytest.mark.parametrize("block", [16, 32, 64, 192])
 @pytest.mark.parametrize("zero", ["points", 0, 5, None])
 @pytest.mark.parametrize("offsets", [False, True])
-def test_every_form_of_blocks(one, normal, rng, bits, block, zero, offsets):
+def test_every_form_of_blocks(stored_in, one, normal, rng, bits, block, zero, offsets):
     shape = (40, 192 // block)
     codes = rng.integers(0, 1 << bits, (40, 192)).astype(np.uint8)
     points = rng.integers(0, 1 << bits, shape).astype(np.uint8) if zero == "points" else None
-    weight = Stored(
+    weight = stored_in(
         Blocks(
             bits,
             block,

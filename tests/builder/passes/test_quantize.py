@@ -16,7 +16,7 @@ from enginewright.builder.source.gguf_file import GgufTensor
 from enginewright.builder.source.gguf_weight import GgufWeight
 from enginewright.builder.source.gptq import GptqWeight
 from enginewright.builder.weight_tensor import WeightTensor
-from enginewright.builder.weights import Blocks, StackedWeight, Weight
+from enginewright.builder.weights import Blocks, StackedWeight
 from enginewright.plugins.block_linear import contract
 from enginewright.plugins.block_linear.reference import dequantize
 
@@ -175,30 +175,16 @@ def test_gguf_blocks_stand_in_the_engine_bit_for_bit(graph, normal, kind, precis
         assert np.array_equal(found, gguf_dequantize(gguf_quantize(value, own), own))
 
 
-def test_scales_that_no_half_holds_stay_float32(graph, normal):
+def test_scales_that_no_half_holds_stay_float32(stored_in, graph, normal):
     weight = gguf(normal(40, 256), Type.Q4_0)
     blocks = weight.blocks()
     made = one(graph, 256, 40, weight)
     third = Blocks(4, 32, blocks.codes, blocks.scales / np.float32(3))
-    stored(made, "w", Stored(third))
+    stored(made, "w", stored_in(third))
     quantize(made.model, "int4")
     (node,) = nodes(made, "BlockLinear")
     assert part(node, "scales").dtype == np.float32
     assert np.array_equal(in_file(node).astype(np.float32), third.dequantize())
-
-
-class Stored(Weight):
-    """A weight that stands in given blocks."""
-
-    def __init__(self, blocks):
-        super().__init__(blocks.shape)
-        self._blocks = blocks
-
-    def rows(self, start, stop):
-        return self._blocks.dequantize()[start:stop]
-
-    def blocks(self):
-        return self._blocks
 
 
 def test_bias_goes_into_the_product_and_the_head_stays_int8(graph, normal):
