@@ -88,8 +88,9 @@ def test_the_core_is_four_packages(metadata: Message) -> None:
 
 
 def test_the_extras_are_declared(metadata: Message) -> None:
-    assert {"cpu", "build", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"cpu", "structured", "build", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert requirements(metadata, "cpu") == {"onnxruntime"}
+    assert requirements(metadata, "structured") == {"llguidance"}
     assert {"torch", "transformers", "onnx"} <= requirements(metadata, "build")
 
 

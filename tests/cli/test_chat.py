@@ -118,3 +118,12 @@ def test_ctrl_c_at_the_prompt_tells_how_to_leave(
 )
 def test_the_speed_leaves_out_the_first_token(times: list[float], said: str) -> None:
     assert chat.speed(1.0, times) == said
+
+
+def test_a_chat_template_may_be_given(tiny_artifact: Path) -> None:
+    result = talk(tiny_artifact, "hello\n", "--chat-template", "{{ messages[-1].content }}")
+    with LLM(tiny_artifact, threads=1) as llm:
+        params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+        ids = llm.get_tokenizer().encode("hello", add_special_tokens=False)
+        answer = llm.generate(ids, params)[0].outputs[0].text
+    assert result.stdout.startswith(f"{answer}\n[6 tokens")

@@ -128,3 +128,38 @@ def test_stdin_that_is_no_text_is_wrong_usage(tiny_artifact: Path) -> None:
 
     assert result.exit_code == 2
     assert "not UTF-8" in result.stderr
+
+
+def test_explain_says_what_set_each_parameter(tiny_artifact: Path) -> None:
+    options = ("--temperature", "0", "--max-tokens", "3", "--explain")
+    result = run(tiny_artifact, "hi", *options)
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.stderr.splitlines() if line}
+    assert rows["temperature"] == ["0.0", "--temperature"]
+    assert rows["max_tokens"] == ["3", "--max-tokens"]
+    assert rows["top_k"] == ["0", "default"]
+    assert "temperature" not in result.stdout
+    said = answer(tiny_artifact, "hi", "--explain")["explanation"]
+    assert said["temperature"] == {"value": 0.0, "origin": "--temperature"}
+    assert said["max_tokens"] == {"value": 256, "origin": "the command's default"}
+    assert "explanation" not in answer(tiny_artifact, "hi", "--max-tokens", "1")
+
+
+def test_a_chat_template_may_be_given(tiny_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("<{{ messages[-1].content }}>")
+    plain = answer(tiny_artifact, "<hi>", "--max-tokens", "1")["prompt_token_ids"]
+    for template in (str(tmp_path / "own.jinja"), "<{{ messages[-1].content }}>"):
+        options = ("--chat", "--chat-template", template, "--max-tokens", "1")
+        assert answer(tiny_artifact, "hi", *options)["prompt_token_ids"] == plain
+    wrong = run(tiny_artifact, "hi", "--chat-template", "chatml")
+    assert wrong.exit_code == 2
+    assert "--chat-template needs --chat" in wrong.stderr
+    missing = run(tiny_artifact, "hi", "--chat", "--chat-template", "none.jinja")
+    assert missing.exit_code == 1
+    assert "failed to be opened" in missing.stderr
+
+
+def test_a_model_without_an_artifact_is_answered_by_the_command(tmp_path: Path) -> None:
+    result = run(Path("someone/tiny"), "hi")
+    assert result.exit_code == 1
+    assert "enginewright build --source someone/tiny" in result.stderr

@@ -6,6 +6,7 @@ Each artifact is built once for all tests here; they share the export and the re
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from enginewright.builder.pipeline import build
 from enginewright.builder.recipe import load_recipe
 from enginewright.builder.source import open_source
 from enginewright.builder.targets.operators import find_compiler
-from enginewright.runtime import LLM, SamplingParams
+from enginewright.runtime import LLM, SamplingParams, StructuredOutputsParams
 from enginewright.runtime.conformance import verify_artifact
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -112,6 +113,31 @@ def test_it_answers(artifact: Path):
         (output,) = llm.chat(QUESTION, params)
     assert output.outputs[0].text == ANSWER
     assert output.outputs[0].finish_reason == "stop"
+
+
+def test_what_it_says_has_the_form_asked_for(artifact: Path):
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "people": {"type": "integer", "minimum": 0, "maximum": 10**8},
+        },
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    forms = [
+        StructuredOutputsParams(json=schema, disable_any_whitespace=True),
+        StructuredOutputsParams(choice=["Paris", "Rome"]),
+        StructuredOutputsParams(regex=r"\d{4}-\d\d"),
+    ]
+    params = [SamplingParams(n=3, seed=1, max_tokens=60, structured_outputs=form) for form in forms]
+    with LLM(artifact) as llm:
+        objects, cities, dates = llm.chat([QUESTION] * 3, params)
+    for each in objects.outputs:
+        assert set(json.loads(each.text)) == {"city", "people"}
+    assert {each.text for each in cities.outputs} <= {"Paris", "Rome"}
+    assert all(re.fullmatch(r"\d{4}-\d\d", each.text) for each in dates.outputs)
+    assert {each.finish_reason for each in objects.outputs + dates.outputs} == {"stop"}
 
 
 def test_verify_passes_without_torch(built: Build):

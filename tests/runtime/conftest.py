@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, save_model
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from enginewright.runtime.engine import Engine, EngineInfo, StepBatch, StepSupport
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.manifest import (
     MANIFEST_NAME,
     EngineEntry,
@@ -35,13 +35,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("enginewright")
 
 POISON = -1
+DECODED = 1000
 
 
 class NullEngine(Engine):
     """Caches the tokens themselves; its logits are a function of all tokens that a row cached.
 
-    So a row that runs in a wrong slot, over a wrong past, or without a copy that was due, gives
-    other ids than ``continue_greedily``. It also checks the contract of each step.
+    So a row that runs over a wrong block, over a wrong past, or without a copy that was due, gives
+    other ids than ``continue_greedily``. It also checks the contract of each step. An engine that
+    is ``rounding`` also tells tokens that were computed one at a time from others, as real ones do
+    in the last bits.
     """
 
     def __init__(
@@ -51,21 +54,28 @@ class NullEngine(Engine):
         max_batch: int = 4,
         steps: tuple[int, int, int] = (4, 4, 1),
         vocab_size: int = 31,
+        block_size: int = 0,
+        rounding: bool = False,
+        chunk_invariant: bool = True,
     ) -> None:
         self._info = EngineInfo(
             vocab_size=vocab_size,
             max_context=max_context,
             max_batch=max_batch,
             steps=StepSupport(*steps),
-            kv_layout="slots",
+            kv_layout="paged" if block_size else "slots",
             kv_bytes_per_token=8,
             batch_invariant=True,
+            chunk_invariant=chunk_invariant,
+            kv_block_size=block_size,
         )
         self.pool: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.ran: list[tuple[str, int, int]] = []
         self.computed = 0
+        self.copied = 0
         self.closed = 0
         self.fail_at: int | None = None
+        self._rounding = rounding
 
     def describe(self) -> EngineInfo:
         return self._info
@@ -75,25 +85,35 @@ class NullEngine(Engine):
         if self.fail_at is not None and len(self.ran) >= self.fail_at:
             raise RuntimeError("the device is gone")
         rows, width = batch.input_ids.shape
+        mark = DECODED if self._rounding and width == 1 and batch.past_lengths.any() else 0
         contexts = []
         for row in range(rows):
-            slot, past = batch.block_table[row, 0], batch.past_lengths[row]
-            end = past + batch.new_lengths[row]
-            self.pool[slot, past:end] = batch.input_ids[row, : end - past]
-            self.pool[slot, end : past + width] = POISON  # engines may write the padding too
-            contexts.append(self.pool[slot, :end].copy())
-            assert (contexts[-1] >= 0).all(), "a cached token is missing"
-            self.computed += int(end - past)
+            past, new = int(batch.past_lengths[row]), int(batch.new_lengths[row])
+            for at in range(width):
+                block, offset = divmod(past + at, self.pool.shape[1])
+                if at < new:
+                    token = batch.input_ids[row, at] + mark
+                    self.pool[batch.block_table[row, block], offset] = token
+                elif self._info.kv_layout == "slots":  # engines may write the padding too
+                    self.pool[batch.block_table[row, 0], offset] = POISON
+            cached = self.pool[batch.block_table[row]].reshape(-1)[: past + new]
+            assert (cached >= 0).all(), "a cached token is missing"
+            contexts.append(cached.copy())
+            self.computed += new
         wanted = [divmod(int(index), width) for index in batch.logits_index]
         ends = [int(batch.past_lengths[row]) + position + 1 for row, position in wanted]
         return np.stack(
             [self.logits(contexts[row][:end]) for (row, _), end in zip(wanted, ends, strict=True)]
         )
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for source, destination in pairs:
-            self.pool[destination] = self.pool[source]
-            self.pool[source] = POISON
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        for each in copies:
+            assert 0 <= each.start < each.end <= self.pool.shape[1]
+            content = self.pool[each.source, : each.end]
+            assert (content >= 0).all(), "a token that is copied is missing"
+            self.pool[each.destination, each.start : each.end] = content[each.start :]
+            self.pool[each.destination, each.end :] = POISON
+            self.copied += each.end - each.start
 
     def resize(self, blocks: int, block_size: int) -> None:
         old = self.pool[:blocks, :block_size]
@@ -111,14 +131,15 @@ class NullEngine(Engine):
 
     def continue_greedily(self, prompt: Sequence[int], count: int) -> list[int]:
         """The ids that any correct schedule must give."""
-        tokens = list(prompt)
+        cached, tokens = list(prompt), []
         for _ in range(count):
-            tokens.append(int(self.logits(np.array(tokens, np.int64)).argmax()))
-        return tokens[len(prompt) :]
+            tokens.append(int(self.logits(np.array(cached, np.int64)).argmax()))
+            cached.append(tokens[-1] + (DECODED if self._rounding else 0))
+        return tokens
 
     def _check(self, batch: StepBatch) -> None:
         rows, width = batch.input_ids.shape
-        slots = batch.block_table[:, 0]
+        blocks = batch.block_table
         limits = self._info.steps
         if not batch.past_lengths.any():
             kind, limit = "prefill", limits.prefill
@@ -127,11 +148,15 @@ class NullEngine(Engine):
         else:
             kind, limit = "extend", limits.extend
         assert rows <= limit, f"{rows} rows in a {kind} step"
-        assert (np.diff(slots) == 1).all()
-        assert slots[-1] < len(self.pool)
+        ends = batch.past_lengths + batch.new_lengths
+        if self._info.kv_layout == "slots":
+            assert (np.diff(blocks[:, 0]) == 1).all()
+            assert blocks.shape == (rows, 1)
+            ends = batch.past_lengths + (width if kind != "decode" else 1)
+        assert blocks.max() < len(self.pool)
         assert ((batch.new_lengths >= 1) & (batch.new_lengths <= width)).all()
         assert batch.new_lengths.max() == width
-        assert (batch.past_lengths + width <= self.pool.shape[1]).all() or kind == "decode"
+        assert (ends <= blocks.shape[1] * self.pool.shape[1]).all()
         self.ran.append((kind, rows, width))
 
 

@@ -14,6 +14,7 @@ from enginewright.runtime import scoring
 from enginewright.runtime.core import EngineCore, step_batch
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.generation import Generation, Request
+from enginewright.runtime.group import RequestGroup
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
 
@@ -33,9 +34,13 @@ def generation(
     return Generation(request, sampler, max_context=info.max_context, **more)
 
 
+def alone(each: Generation) -> RequestGroup:
+    return RequestGroup([each])
+
+
 def run(core: EngineCore, generations: Sequence[Generation]) -> None:
     for each in generations:
-        core.add(each)
+        core.add(alone(each))
     while core.busy:
         core.step()
 
@@ -56,7 +61,7 @@ REQUESTS = st.lists(
     requests=REQUESTS,
     batch=st.integers(1, 4),
     extend=st.integers(0, 1),
-    max_tokens=st.integers(2, 32),
+    max_tokens=st.integers(4, 32),
 )
 def test_any_mix_gives_what_each_request_gives_alone(
     null_engine: Any,
@@ -75,7 +80,7 @@ def test_any_mix_gives_what_each_request_gives_alone(
     step = 0
     while coming or core.busy:
         while coming and requests[coming[0].request.id][2] <= step:
-            core.add(coming.pop(0))
+            core.add(alone(coming.pop(0)))
         core.step()
         step += 1
     for each, (prompt, count, _) in zip(generations, requests, strict=True):
@@ -181,10 +186,11 @@ def test_aborting_one_leaves_the_others(null_engine: Any) -> None:
     engine = null_engine(max_batch=2, steps=(2, 2, 1))
     core = EngineCore(engine)
     generations = [generation(engine, number, [number + 1]) for number in range(4)]
-    for each in generations:
+    groups = [alone(each) for each in generations]
+    for each in groups:
         core.add(each)
     core.step()
-    core.abort([generations[0], generations[3]])  # one runs, one still waits
+    core.abort([groups[0], groups[3]])  # one runs, one still waits
     while core.busy:
         core.step()
     assert [each.finish_reason for each in generations] == ["abort", "length", "length", "abort"]
@@ -211,7 +217,7 @@ def test_deltas_add_up_to_the_output(null_engine: Any) -> None:
     engine = null_engine()
     core = EngineCore(engine)
     each = generation(engine, 0, [1])
-    core.add(each)
+    core.add(alone(each))
     deltas = []
     while core.busy:
         core.step()
@@ -222,7 +228,7 @@ def test_deltas_add_up_to_the_output(null_engine: Any) -> None:
 
 
 def test_a_batch_is_right_padded_and_asks_for_last_positions() -> None:
-    batch = step_batch([[5, 6, 7], [8]], [0, 4], first_slot=2)
+    batch = step_batch([[5, 6, 7], [8]], [0, 4], np.array([[2], [3]], np.int32))
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.new_lengths.tolist() == [3, 1]
     assert batch.past_lengths.tolist() == [0, 4]
@@ -259,7 +265,7 @@ def test_closing_ends_what_runs(null_engine: Any) -> None:
     engine = null_engine()
     core = EngineCore(engine)
     each = generation(engine, 0, [1])
-    core.add(each)
+    core.add(alone(each))
     core.step()
     core.close()
     assert each.finish_reason == "abort"

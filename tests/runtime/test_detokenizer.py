@@ -56,6 +56,13 @@ def byte_level() -> Backend:
     return backend
 
 
+def byte_level_stripped() -> Backend:
+    """Bytes, and then a rule for the start of the text."""
+    backend = byte_level()
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    return backend
+
+
 def byte_fallback(decoder: Any, prefix: str) -> Backend:
     """Like SentencePiece's: ▁ for spaces, and bytes for what the vocabulary lacks."""
     letters = sorted(set("▁abcdeghijklnoprstuvwxyz.,日本é" + REPLACEMENT))
@@ -95,6 +102,7 @@ def without_decoder() -> Backend:
 
 BUILDERS = {
     "byte level": byte_level,
+    "byte level, stripped": byte_level_stripped,
     "llama": lambda: byte_fallback(decoders.Sequence(LLAMA_DECODER), "▁"),
     "gemma": lambda: byte_fallback(decoders.Sequence(LLAMA_DECODER[:3]), ""),
     "strip two": lambda: byte_fallback(
@@ -192,7 +200,7 @@ def test_stream_of_text(kind: str, text: str) -> None:
         assert not any(REPLACEMENT in part for part in parts)
 
 
-@pytest.mark.parametrize("kind", ["byte level", "gemma"])
+@pytest.mark.parametrize("kind", ["byte level", "byte level, stripped", "gemma"])
 def test_half_a_character_shows_at_the_end_only(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     smile = byte_ids(tokenizer, "\N{ANATOMICAL HEART}".encode())
@@ -205,7 +213,7 @@ def test_half_a_character_shows_at_the_end_only(kind: str) -> None:
 
 def byte_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
     """One token a byte."""
-    if tokenizer.decoder_kinds == ("ByteLevel",):
+    if "ByteLevel" in tokenizer.decoder_kinds:
         shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         hidden = [byte for byte in range(256) if byte not in shown]
         names = [chr(byte) if byte in shown else chr(0x100 + hidden.index(byte)) for byte in text]
@@ -216,10 +224,24 @@ def byte_ids(tokenizer: Tokenizer, text: bytes) -> list[int]:
     return [token for token in ids if token is not None]
 
 
-def test_a_character_that_the_prompt_began() -> None:
+@pytest.mark.parametrize("kind", ["byte level", "byte level, stripped", "gemma"])
+@pytest.mark.parametrize("begun", [1, 2, 3])
+def test_a_character_that_the_prompt_began(kind: str, begun: int) -> None:
+    tokenizer = tokenizer_of(kind)
+    word = tokenizer.encode("dog", add_special_tokens=False)
+    heart = byte_ids(tokenizer, "\N{ANATOMICAL HEART}".encode())
+    prompt = [*word, *heart[:begun]]
+    shown = "".join(streamed(tokenizer, heart[begun:], prompt_token_ids=prompt))
+    assert shown == "\N{ANATOMICAL HEART}"
+
+
+def test_a_prompt_that_ends_in_bytes_of_no_character() -> None:
+    """ED A1 would be half a surrogate: two U+FFFD of the prompt, which are not told again."""
     tokenizer = tokenizer_of("byte level")
-    euro = byte_ids(tokenizer, "€".encode())
-    assert "".join(streamed(tokenizer, euro[1:], prompt_token_ids=euro[:1])) == "€"
+    surrogate, letter = byte_ids(tokenizer, b"\xed\xa1"), byte_ids(tokenizer, b"a")
+    assert tokenizer.decode(surrogate) == 2 * REPLACEMENT
+    assert "".join(streamed(tokenizer, [], prompt_token_ids=surrogate)) == ""
+    assert "".join(streamed(tokenizer, letter, prompt_token_ids=surrogate)) == "a"
 
 
 def test_leading_space_is_kept_after_a_prompt_and_stripped_without() -> None:

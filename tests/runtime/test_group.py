@@ -42,8 +42,7 @@ def group(engine: Any, params: SamplingParams, first: int = 0) -> RequestGroup:
 
 def follow(core: EngineCore, each: RequestGroup, kind: RequestOutputKind) -> list[RequestOutput]:
     """All that one is told who asks after every step."""
-    for generation in each.generations:
-        core.add(generation)
+    core.add(each)
     told = []
     while core.busy:
         core.step()
@@ -70,7 +69,7 @@ def test_outputs_come_in_order_and_differ(null_engine: Any) -> None:
 def test_deltas_add_up(null_engine: Any) -> None:
     engine = null_engine()
     each = group(engine, SamplingParams(n=3, max_tokens=5, seed=1, logprobs=1))
-    told = follow(EngineCore(engine, 2), each, DELTA)
+    told = follow(EngineCore(engine, 4), each, DELTA)
     for index, completion in enumerate(each.output().outputs):
         parts = [part for news in told for part in news.outputs if part.index == index]
         assert [token for part in parts for token in part.token_ids] == completion.token_ids
@@ -123,7 +122,7 @@ def test_one_failed_output_does_not_fail_the_others(null_engine: Any) -> None:
     each = group(engine, params)
     other = group(engine, SamplingParams(temperature=0, max_tokens=3), first=9)
     core = EngineCore(engine)
-    core.add(other.generations[0])
+    core.add(other)
     follow(core, each, FINAL)
     assert sorted(str(c.finish_reason) for c in each.output().outputs) == ["error", "length"]
     assert isinstance(each.output().error, RequestError)
@@ -137,7 +136,7 @@ def log_softmax(row: Any) -> Any:
     return wide - np.log(np.exp(wide).sum())
 
 
-@pytest.mark.parametrize("max_tokens_per_step", [2, 5, 100])
+@pytest.mark.parametrize("max_tokens_per_step", [4, 5, 100])
 @pytest.mark.parametrize("extend", [0, 1])
 def test_prompts_are_scored_in_whatever_chunks_they_run(
     null_engine: Any, max_tokens_per_step: int, extend: int
@@ -154,7 +153,7 @@ def test_prompts_are_scored_in_whatever_chunks_they_run(
         prompt_logprob_start=3,
     )
     plain = group(engine, SamplingParams(temperature=0, max_tokens=4), first=9)
-    core.add(plain.generations[0])  # beside one that is not scored
+    core.add(plain)  # beside one that is not scored
     each = group(engine, params)
     follow(core, each, FINAL)
     output = each.output()

@@ -24,7 +24,7 @@ from enginewright.runtime.linter import (
     lint_template,
 )
 from enginewright.runtime.manifest import Manifest, SamplingDefault, SourceEntry, parse_manifest
-from enginewright.runtime.options import default_params
+from enginewright.runtime.sampling.defaults import choose_defaults
 from enginewright.runtime.prompt_warnings import _said
 from enginewright.runtime.templates import load_chat_template, named_templates
 from enginewright.runtime.tokenizer import Tokenizer
@@ -148,11 +148,11 @@ def test_defaults_of_the_model_that_are_not_neutral(facts: Callable[..., Facts])
         "top_p": SamplingDefault(1.0, "generation_config.json: top_p"),
     }
     manifest = facts(sampling_defaults=defaults).manifest
-    found = only(lint_defaults(manifest, default_params(manifest, "auto")))
+    found = only(lint_defaults(choose_defaults(manifest)))
     assert (found.level, found.code) == ("warning", "model-defaults")
     assert "temperature=0.6 (generation_config.json: temperature)" in found.message
     assert "top_p" not in found.message
-    assert lint_defaults(manifest, default_params(manifest, "vllm")) == ()
+    assert lint_defaults(choose_defaults(manifest, "vllm")) == ()
 
 
 # ---- the template

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from enginewright.runtime import core
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.backends.onnxruntime import (
@@ -20,7 +21,7 @@ from enginewright.runtime.backends.onnxruntime import (
     SlotPool,
     available_cores,
 )
-from enginewright.runtime.core import step_batch
+from enginewright.runtime.engine import BlockCopy, StepBatch
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError
 from enginewright.runtime.manifest import KVEntry
 
@@ -35,6 +36,17 @@ def engine(tiny_artifact: Path) -> Any:
     engine.resize(4, 64)
     yield engine
     engine.close()
+
+
+def step_batch(
+    tokens: Sequence[Sequence[int]],
+    past: Sequence[int],
+    first_slot: int,
+    logits_index: Sequence[int] | None = None,
+) -> StepBatch:
+    """Rows in consecutive slots."""
+    table = np.arange(first_slot, first_slot + len(tokens), dtype=np.int32)[:, None]
+    return core.step_batch(tokens, past, table, logits_index)
 
 
 def every_position(rows: Sequence[Sequence[int]]) -> list[int]:
@@ -136,9 +148,9 @@ def test_many_logits_do_not_stay_in_memory(engine: Any, tiny_model: Any) -> None
 def test_rows_survive_copies_and_growth(engine: Any, tiny_model: Any) -> None:
     engine.resize(3, 16)
     engine.step(step_batch(PROMPTS, [0, 0, 0], 0))
-    engine.copy_blocks([(2, 0)])
+    engine.copy_blocks([BlockCopy(2, 0, 0, 5)])
     engine.resize(4, 128)
-    engine.copy_blocks([(1, 3)])
+    engine.copy_blocks([BlockCopy(1, 3, 0, 3)])
     logits = engine.step(step_batch([[5], [6]], [5, 3], 0))
     np.testing.assert_allclose(logits[0], tiny_model.logits([*PROMPTS[2], 5])[-1], **CLOSE)
     np.testing.assert_allclose(logits[1], tiny_model.logits([*PROMPTS[1], 6])[-1], **CLOSE)
@@ -151,10 +163,10 @@ def test_the_pool_copies_only_what_rows_hold() -> None:
     pool.resize(2, 4)
     pool.tensors["k_cache.0"][0] = 1.0
     pool.note_lengths(0, np.array([3], np.int32))
-    pool.copy(0, 1)
-    assert pool.tensors["k_cache.0"][1, 0, :, 0].tolist() == [1, 1, 1, 0]
+    pool.copy(BlockCopy(0, 1, 1, 3))
+    assert pool.tensors["k_cache.0"][1, 0, :, 0].tolist() == [0, 1, 1, 0]
     pool.resize(2, 8)
-    assert pool.tensors["k_cache.0"][1, 0, :, 0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert pool.tensors["k_cache.0"][1, 0, :, 0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
     assert (pool.slots, pool.capacity) == (2, 8)
 
 

@@ -16,6 +16,7 @@ from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling import processors
 from enginewright.runtime.sampling.bad_words import completing, tokenize_words
 from enginewright.runtime.sampling.repetition import RepetitionDetectionParams, repeats
+from enginewright.runtime.sampling.tally import Tally
 
 torch = pytest.importorskip("torch")
 warpers = pytest.importorskip("transformers.generation.logits_process")
@@ -49,7 +50,7 @@ def test_output_penalties(
     expected = logits.astype(np.float64)
     for token, count in Counter(used.tolist()).items():
         expected[token] -= frequency * count + presence
-    processors.output_penalties(logits, used, frequency, presence)
+    processors.output_penalties(logits, *Tally().of(used.tolist()), frequency, presence)
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 

@@ -11,7 +11,14 @@ from enginewright.runtime import errors
 
 PUBLIC = {
     "LLM",
+    "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
+    "EffectiveParameter",
+    "Explanation",
+    "FlatLogprobs",
     "Logprob",
     "RepetitionDetectionParams",
     "RequestMetrics",
@@ -25,20 +32,44 @@ PUBLIC = {
     "load_chat_template",
 }
 
+CALL = "use_tqdm, lora_request, priority"
+TEMPLATE = (
+    "chat_template, chat_template_content_format, add_generation_prompt, continue_final_message, "
+    "tools, chat_template_kwargs"
+)
 METHODS = {
     "batch_logits": "(self, sequences)",
-    "chat": "(self, messages, sampling_params, *, use_tqdm, chat_template, "
-    "chat_template_content_format, add_generation_prompt, continue_final_message, tools, "
-    "chat_template_kwargs)",
+    "beam_search": "(self, prompts, params, lora_request, use_tqdm, concurrency_limit, priority)",
+    "chat": f"(self, messages, sampling_params, {CALL}, {TEMPLATE}, tokenization_kwargs, "
+    "mm_processor_kwargs)",
     "close": "(self)",
-    "generate": "(self, prompts, sampling_params, *, use_tqdm)",
+    "enqueue": "(self, prompts, sampling_params, **call)",
+    "enqueue_chat": f"(self, messages, sampling_params, *, {CALL}, tokenization_kwargs, "
+    "**template)",
+    "explain": "(self, params)",
+    "generate": f"(self, prompts, sampling_params, *, {CALL}, tokenization_kwargs, "
+    "mm_processor_kwargs)",
     "get_default_sampling_params": "(self)",
     "get_tokenizer": "(self)",
+    "hand_over": "(self, owner)",
     "logits": "(self, token_ids, *, chunk)",
+    "reset_prefix_cache": "(self)",
     "stream": "(self, prompt, sampling_params)",
-    "stream_chat": "(self, messages, sampling_params, *, chat_template, "
-    "chat_template_content_format, add_generation_prompt, continue_final_message, tools, "
-    "chat_template_kwargs)",
+    "stream_chat": "(self, messages, sampling_params, **template)",
+    "wait_for_completion": "(self, *, use_tqdm)",
+}
+ASYNC_METHODS = {
+    "abort": "(self, request_id)",
+    "beam_search": "(self, prompt, params, request_id)",
+    "chat": "(self, messages, sampling_params, request_id, *, lora_request, priority, "
+    "tokenization_kwargs, **template)",
+    "explain": "(self, params)",
+    "generate": "(self, prompt, sampling_params, request_id, *, lora_request, priority, "
+    "tokenization_kwargs)",
+    "get_default_sampling_params": "(self)",
+    "get_tokenizer": "(self)",
+    "reset_prefix_cache": "(self)",
+    "shutdown": "(self)",
 }
 
 
@@ -66,14 +97,25 @@ def test_every_error_has_the_one_base() -> None:
     assert issubclass(errors.RequestError, ValueError)
 
 
-def test_the_methods_of_llm_are_these() -> None:
-    llm = enginewright.runtime.LLM
-    functions = inspect.getmembers(llm, inspect.isfunction)
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [(enginewright.runtime.LLM, METHODS), (enginewright.runtime.AsyncLLM, ASYNC_METHODS)],
+)
+def test_the_methods_are_these(kind: type, methods: dict[str, str]) -> None:
+    functions = inspect.getmembers(kind, inspect.isfunction)
     found = {name: _parameters(each) for name, each in functions if not name.startswith("_")}
-    assert found == METHODS
-    assert _parameters(llm.__init__) == (
-        "(self, model, *, target, threads, seed, max_batch, max_context, verify, "
-        "chat_template, generation_config, plan, allow_native_code)"
+    assert found == methods
+
+
+def test_the_arguments_of_the_constructors_are_these() -> None:
+    assert _parameters(enginewright.runtime.LLM.__init__) == (
+        "(self, model, *, runner, dtype, quantization, revision, target, plan, allow_native_code, "
+        "verify, threads, max_batch, max_num_seqs, max_context, max_model_len, "
+        "max_num_batched_tokens, kv_cache_memory_bytes, enable_prefix_caching, max_logprobs, seed, "
+        "chat_template, generation_config, override_generation_config, logits_processors, **others)"
+    )
+    assert _parameters(enginewright.runtime.AsyncLLM.__init__) == (
+        "(self, model, *, max_requests, **options)"
     )
 
 

@@ -2,157 +2,324 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginewright.runtime.beam_rows import BeamRows
 from enginewright.runtime.engine import StepSupport
-from enginewright.runtime.kv_cache import SlotManager
-from enginewright.runtime.scheduler import RowPart, Scheduler, StepPlan
+from enginewright.runtime.kv_cache.blocks import BlockCache
+from enginewright.runtime.kv_cache.cache import KVCache
+from enginewright.runtime.kv_cache.slots import SlotCache
+from enginewright.runtime.row import Row
+from enginewright.runtime.scheduler import Scheduler, StepPlan
+
+Step = tuple[str, list[tuple[int, int, int]]]
 
 
 def scheduler(
-    *, batch: int = 4, extend: int = 1, prefill: int = 4, max_tokens: int = 8
-) -> tuple[Scheduler, SlotManager]:
-    slots = SlotManager(max_slots=batch, max_capacity=1000)
+    *,
+    batch: int = 4,
+    extend: int = 1,
+    prefill: int = 4,
+    max_tokens: int = 8,
+    cache: KVCache | None = None,
+) -> Scheduler:
     steps = StepSupport(decode=batch, prefill=prefill, extend=extend)
-    return Scheduler(steps, slots, max_tokens), slots
+    return Scheduler(steps, cache or SlotCache(batch, 1000), max_tokens)
 
 
-def advance(plans: Scheduler) -> StepPlan:
+def row(number: int, tokens: int, **more: bool | int) -> Row:
+    """Tokens that no other row has."""
+    return Row(number, [1000 * number + at for at in range(tokens)], **more)
+
+
+def shown(plan: StepPlan | None) -> Step:
+    assert plan is not None
+    return plan.kind, [(part.row.id, part.start, part.end) for part in plan.parts]
+
+
+def advance(plans: Scheduler) -> Step:
     """Run a step in which every row that is ready gets a token."""
     plan = plans.plan()
     assert plan is not None
-    for row in plans.complete(plan):
-        plans.append(row)
-    return plan
+    for each in plans.complete(plan):
+        each.tokens.append(-1)
+    return shown(plan)
 
 
 def test_nothing_to_do_is_no_plan() -> None:
-    plans, _ = scheduler()
-    assert plans.plan() is None
+    assert scheduler().plan() is None
 
 
 def test_a_prompt_is_prefilled_then_decodes() -> None:
-    plans, _ = scheduler()
-    plans.add(7, 5)
-    assert advance(plans) == StepPlan("prefill", 0, (RowPart(7, 0, 5),))
-    assert advance(plans) == StepPlan("decode", 0, (RowPart(7, 5, 6),))
-    assert advance(plans) == StepPlan("decode", 0, (RowPart(7, 6, 7),))
+    plans = scheduler()
+    plans.add(row(7, 5))
+    assert advance(plans) == ("prefill", [(7, 0, 5)])
+    assert advance(plans) == ("decode", [(7, 5, 6)])
+    assert advance(plans) == ("decode", [(7, 6, 7)])
 
 
 def test_waiting_prompts_share_a_padded_prefill() -> None:
-    plans, _ = scheduler(max_tokens=8)
-    for row, tokens in enumerate((2, 4, 3)):
-        plans.add(row, tokens)
+    plans = scheduler(max_tokens=8)
+    for number, tokens in enumerate((2, 4, 3)):
+        plans.add(row(number, tokens))
     # 2 rows of 4 fill 8 padded tokens; a third row would not fit
-    assert advance(plans) == StepPlan("prefill", 0, (RowPart(0, 0, 2), RowPart(1, 0, 4)))
-    assert advance(plans).kind == "decode"
-    assert advance(plans) == StepPlan("prefill", 2, (RowPart(2, 0, 3),))
-    assert advance(plans) == StepPlan(
-        "decode", 0, (RowPart(0, 3, 4), RowPart(1, 5, 6), RowPart(2, 3, 4))
-    )
+    assert advance(plans) == ("prefill", [(0, 0, 2), (1, 0, 4)])
+    assert advance(plans)[0] == "decode"
+    assert advance(plans) == ("prefill", [(2, 0, 3)])
+    assert advance(plans) == ("decode", [(0, 3, 4), (1, 5, 6), (2, 3, 4)])
 
 
 def test_the_engines_rows_bound_a_prefill() -> None:
-    plans, _ = scheduler(prefill=2, max_tokens=100)
-    for row in range(4):
-        plans.add(row, 3)
-    assert [part.row for part in advance(plans).parts] == [0, 1]
+    plans = scheduler(prefill=2, max_tokens=100)
+    for number in range(4):
+        plans.add(row(number, 3))
+    assert [part[0] for part in advance(plans)[1]] == [0, 1]
 
 
 def test_a_long_prompt_comes_in_chunks_between_decode_steps() -> None:
-    plans, _ = scheduler(max_tokens=8)
-    plans.add(0, 2)
+    plans = scheduler(max_tokens=8)
+    plans.add(row(0, 2))
     advance(plans)
-    plans.add(1, 20)
-    plans.add(2, 1)
+    plans.add(row(1, 20))
+    plans.add(row(2, 1))
     seen = [advance(plans) for _ in range(9)]
-    assert [plan.kind for plan in seen] == [
+    assert [kind for kind, _ in seen] == [
         *("decode", "prefill", "decode", "extend", "decode", "extend"),
         *("decode", "prefill", "decode"),
     ]
-    chunks = [plan.parts for plan in seen if plan.kind != "decode"]
-    assert chunks == [
-        (RowPart(1, 0, 8),),
-        (RowPart(1, 8, 16),),
-        (RowPart(1, 16, 20),),
-        (RowPart(2, 0, 1),),
-    ]
-    assert [len(plan.parts) for plan in seen if plan.kind == "decode"] == [1, 1, 1, 2, 3]
-    assert all(plan.first_slot == 1 for plan in seen if plan.kind == "extend")
+    chunks = [parts for kind, parts in seen if kind != "decode"]
+    assert chunks == [[(1, 0, 8)], [(1, 8, 16)], [(1, 16, 20)], [(2, 0, 1)]]
+    assert [len(parts) for kind, parts in seen if kind == "decode"] == [1, 1, 1, 2, 3]
 
 
-def test_a_last_token_alone_is_a_decode_step() -> None:
-    plans, _ = scheduler(max_tokens=8)
-    plans.add(0, 9)
-    assert advance(plans) == StepPlan("prefill", 0, (RowPart(0, 0, 8),))
-    assert advance(plans) == StepPlan("decode", 0, (RowPart(0, 8, 9),))
+def test_no_token_of_a_prompt_is_computed_alone() -> None:
+    plans = scheduler(max_tokens=8)
+    plans.add(row(0, 9))
+    assert advance(plans) == ("prefill", [(0, 0, 7)])
+    assert advance(plans) == ("extend", [(0, 7, 9)])
 
 
 def test_an_engine_without_extend_gets_whole_prompts() -> None:
-    plans, _ = scheduler(extend=0, max_tokens=8)
-    plans.add(0, 20)
-    plans.add(1, 2)
-    assert advance(plans) == StepPlan("prefill", 0, (RowPart(0, 0, 20),))
+    plans = scheduler(extend=0, max_tokens=8)
+    plans.add(row(0, 20))
+    plans.add(row(1, 2))
+    assert advance(plans) == ("prefill", [(0, 0, 20)])
+
+
+def test_an_engine_that_extends_many_rows_gets_them_together() -> None:
+    plans = scheduler(extend=4, max_tokens=100, cache=BlockCache(4, 1000, 16, 99))
+    stem = list(range(64))
+    plans.add(Row(0, [*stem, 1, 2]))
+    advance(plans)
+    for number in (1, 2, 3):
+        plans.add(Row(number, [*stem, *[number] * number]))
+    advance(plans)
+    # of a last token alone nothing is left to extend: it decodes
+    assert advance(plans) == ("extend", [(2, 64, 66), (3, 64, 67)])
 
 
 def test_a_plan_that_did_not_run_is_planned_again() -> None:
-    plans, _ = scheduler()
-    plans.add(0, 3)
-    plans.add(1, 2)
-    assert plans.plan() == plans.plan()
-    assert [part.row for part in advance(plans).parts] == [0, 1]
+    plans = scheduler()
+    plans.add(row(0, 3))
+    plans.add(row(1, 2))
+    assert shown(plans.plan()) == shown(plans.plan())
+    assert [part[0] for part in advance(plans)[1]] == [0, 1]
+
+
+def test_a_prompt_that_begins_like_one_in_prefill_waits_for_it() -> None:
+    plans = scheduler(max_tokens=200)
+    stem = list(range(50))
+    for number in range(3):
+        plans.add(Row(number, [*stem, number, number]))
+    assert advance(plans) == ("prefill", [(0, 0, 52)])
+    assert advance(plans)[0] == "decode"
+    assert advance(plans) == ("extend", [(1, 50, 52)])
+    assert advance(plans)[0] == "decode"
+    assert advance(plans) == ("extend", [(2, 50, 52)])
 
 
 def test_removing_waiting_and_running_rows_frees_them() -> None:
-    plans, slots = scheduler(batch=2)
-    for row in range(4):
-        plans.add(row, 3)
+    cache = SlotCache(2, 1000)
+    plans = scheduler(batch=2, cache=cache)
+    rows = [row(number, 3) for number in range(4)]
+    for each in rows:
+        plans.add(each)
     advance(plans)
-    assert plans.remove([0, 2]) == [(1, 0)]
+    plans.remove([rows[0], rows[2]])
     assert set(plans.rows) == {1, 3}
-    assert slots.free == 1
-    plans.remove([1, 3])
-    assert slots.free == 2
+    assert cache.free_rows == 1
+    plans.remove([rows[1], rows[3]])
+    assert cache.free_rows == 2
     assert plans.plan() is None
 
 
-ROWS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=12)
+def test_the_youngest_gives_up_its_room_and_comes_back_first() -> None:
+    cache = SlotCache(4, 1000, max_tokens=512)
+    plans = scheduler(max_tokens=600, cache=cache)
+    rows = [row(0, 255), row(1, 200)]
+    for each in rows:
+        plans.add(each)
+    assert advance(plans) == ("prefill", [(0, 0, 255), (1, 0, 200)])
+    assert advance(plans) == ("decode", [(0, 255, 256), (1, 200, 201)])
+    plans.add(row(2, 3))
+    assert advance(plans) == ("decode", [(0, 256, 257)])
+    assert plans.preemptions == 1
+    for _ in range(5):  # let in at once, it would be driven out again
+        assert advance(plans)[1][0][0] == 0
+    plans.remove([rows[0]])
+    # it is not exact: what it had generated is computed together with its prompt
+    assert advance(plans) == ("prefill", [(1, 0, 202), (2, 0, 3)])
 
 
+def test_an_exact_row_computes_its_output_one_by_one_again() -> None:
+    cache = SlotCache(4, 1000, max_tokens=512, keep=False)
+    plans = scheduler(max_tokens=600, cache=cache)
+    rows = [row(0, 254, exact=True), row(1, 200, exact=True)]
+    for each in rows:
+        plans.add(each)
+    for _ in range(4):
+        advance(plans)
+    assert plans.preemptions == 1
+    plans.remove([rows[0]])
+    assert advance(plans) == ("prefill", [(1, 0, 200)])
+    assert [advance(plans) for _ in range(3)] == [
+        ("decode", [(1, at, at + 1)]) for at in (200, 201, 202)
+    ]
+    assert rows[1].tokens[200:] == [-1] * 4
+
+
+def test_a_fork_decodes_at_once_or_waits_for_room() -> None:
+    plans = scheduler(batch=2)
+    parent = row(0, 5)
+    plans.add(parent)
+    plan = plans.plan()
+    assert plan is not None
+    assert plans.complete(plan) == [parent]
+    children = [Row(number, [], index=number) for number in (1, 2)]
+    for child, token in zip(children, (8, 9), strict=True):
+        plans.fork(parent, child, token)
+    parent.tokens.append(7)
+    assert advance(plans) == ("decode", [(0, 5, 6), (1, 5, 6)])
+    plans.remove([parent])
+    assert advance(plans) == ("prefill", [(2, 0, 6)])
+    assert children[1].tokens == [*range(5), 9, -1]
+
+
+def beams(plans: Scheduler, width: int, prompt: int, total: int, first: int = 0) -> BeamRows:
+    tokens = [1000 * first + at for at in range(prompt)]
+    rows = [Row(first, tokens, exact=True, rows=width, length=total)]
+    rows += [Row(first + at, [], exact=True) for at in range(1, width)]
+    plans.add(rows[0])
+    return BeamRows(rows)
+
+
+@pytest.mark.parametrize("layout", ["slots", "paged"])
+def test_beams_come_all_or_not_at_all_and_leave_nothing_behind(layout: str) -> None:
+    cache: KVCache = SlotCache(4, 100, 400) if layout == "slots" else BlockCache(4, 100, 4, 100)
+    plans = scheduler(max_tokens=50, cache=cache)
+    other = row(9, 6)
+    plans.add(other)
+    advance(plans)
+    search = beams(plans, 4, 5, 60)
+    assert advance(plans) == ("decode", [(9, 6, 7)])  # not even its prompt
+    plans.remove([other])
+    assert advance(plans) == ("prefill", [(0, 0, 5)])
+    search.live[0].tokens.pop()
+    plans.add(row(10, 6))
+    plans.branch(search, [(0, 50), (0, 51), (0, 52)])
+    seen = [[each.tokens[5:] for each in search.live]]
+    for branches in ([(2, 1), (0, 2), (2, 3)], [(0, 4), (1, 5), (2, 6), (0, 7)], [(3, 8), (3, 9)]):
+        plan = plans.plan()
+        assert shown(plan)[0] == "decode", "the fourth place is held"
+        assert plan is not None
+        assert len(plans.complete(plan)) == len(search.live)
+        plans.branch(search, branches)
+        seen.append([each.tokens[5:] for each in search.live])
+    assert seen == [
+        [[50], [51], [52]],
+        [[52, 1], [50, 2], [52, 3]],
+        [[52, 1, 4], [50, 2, 5], [52, 3, 6], [52, 1, 7]],
+        [[52, 1, 7, 8], [52, 1, 7, 9]],
+    ]
+    plans.remove_beams(search)
+    assert cache.held_rows == 0
+    assert cache.free_rows == 4
+    assert advance(plans) == ("prefill", [(10, 0, 6)])
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(1, 12), st.booleans()), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=200)
 @given(
     rows=ROWS,
     batch=st.integers(1, 5),
     prefill=st.integers(1, 5),
     extend=st.integers(0, 1),
-    max_tokens=st.integers(2, 16),
+    max_tokens=st.integers(4, 16),
 )
 def test_every_token_is_computed_once_and_no_row_starves(
-    rows: list[tuple[int, int]], batch: int, prefill: int, extend: int, max_tokens: int
+    rows: list[tuple[int, int, bool]], batch: int, prefill: int, extend: int, max_tokens: int
 ) -> None:
-    plans, slots = scheduler(batch=batch, extend=extend, prefill=prefill, max_tokens=max_tokens)
-    for row, (prompt, _) in enumerate(rows):
-        plans.add(row, prompt)
+    cache = SlotCache(batch, 1000)
+    plans = scheduler(
+        batch=batch, extend=extend, prefill=prefill, max_tokens=max_tokens, cache=cache
+    )
+    all_rows = [row(number, prompt, exact=exact) for number, (prompt, _, exact) in enumerate(rows)]
+    for each in all_rows:
+        plans.add(each)
     computed = dict.fromkeys(range(len(rows)), 0)
-    produced = dict.fromkeys(range(len(rows)), 0)
     idle = dict.fromkeys(range(len(rows)), 0)
     first_token: list[int] = []
     while (plan := plans.plan()) is not None:
-        decoding = set(slots.decoding)
+        decoding = set(cache.decoding)
         for part in plan.parts:
-            assert part.start == computed[part.row]
-            computed[part.row] = part.end
-        ran = {part.row for part in plan.parts}
-        for row in decoding:
-            idle[row] = 0 if row in ran else idle[row] + 1
-            assert idle[row] <= 1, "a decoding row waits for at most one prefill step"
+            assert part.start == computed[part.row.id]
+            computed[part.row.id] = part.end
+        ran = {part.row.id for part in plan.parts}
+        for number in decoding:
+            idle[number] = 0 if number in ran else idle[number] + 1
+            assert idle[number] <= 1, "a decoding row waits for at most one prefill step"
         ended = []
-        for row in plans.complete(plan):
-            first_token += [row] if not produced[row] else []
-            produced[row] += 1
-            plans.append(row)
-            ended += [row] if produced[row] == rows[row][1] else []
+        for each in plans.complete(plan):
+            first_token += [each.id] if len(each.tokens) == each.prompt else []
+            each.tokens.append(-1)
+            produced = len(each.tokens) - each.prompt
+            ended += [each] if produced == rows[each.id][1] else []
         plans.remove(ended)
     assert first_token == sorted(first_token), "first come, first served"
-    assert [computed[row] for row in range(len(rows))] == [p + n - 1 for p, n in rows]
-    assert slots.free == batch
+    assert [computed[number] for number in range(len(rows))] == [p + n - 1 for p, n, _ in rows]
+    assert cache.free_rows == batch
+
+
+@settings(max_examples=200)
+@given(rows=ROWS, memory=st.integers(60, 150), paged=st.booleans(), max_tokens=st.integers(4, 30))
+def test_with_little_memory_all_come_to_their_end_in_a_bounded_number_of_steps(
+    rows: list[tuple[int, int, bool]], memory: int, paged: bool, max_tokens: int
+) -> None:
+    cache: KVCache = BlockCache(4, 60, 4, memory // 4) if paged else SlotCache(4, 60, memory)
+    plans = scheduler(max_tokens=max_tokens, cache=cache)
+    for number, (prompt, _, exact) in enumerate(rows):
+        plans.add(row(number, prompt, exact=exact))
+    ended: list[int] = []
+    steps = 0
+    while (plan := plans.plan()) is not None:
+        steps += 1
+        gone: Sequence[Row] = []
+        for each in plans.complete(plan):
+            each.tokens.append(-1)
+            if len(each.tokens) - each.prompt == rows[each.id][1]:
+                gone = [*gone, each]
+        ended += [each.id for each in gone]
+        plans.remove(gone)
+    assert sorted(ended) == list(range(len(rows)))
+    tokens = sum(prompt + count for prompt, count, _ in rows)
+    assert steps <= tokens * (1 + plans.preemptions)
+    assert plans.preemptions <= len(rows) ** 2
+    assert cache.free_rows == 4

@@ -26,6 +26,7 @@ from enginewright.runtime.artifact import sha256_file
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.llm import LLM
+from enginewright.runtime.local_artifacts import BuiltFrom, remember
 from enginewright.runtime.manifest import (
     MANIFEST_NAME,
     EngineEntry,
@@ -56,6 +57,7 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
     with staging(output, recipe.name) as folder:
         with run.stage("source"):
             source = open_source(recipe.source)
+            built_from = BuiltFrom.of(source.origin.location)
             family = family_of(source.architecture)
             config = source.model_config()
             check_config(source.architecture, config)
@@ -75,6 +77,7 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
         _write_manifest(recipe, source, engines, folder, conformance=reports)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
+    remember(output / recipe.name, built_from, source.digest)
     return output / recipe.name
 
 

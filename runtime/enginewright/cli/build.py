@@ -6,17 +6,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from enginewright.cli.extras import require
 from enginewright.runtime.errors import RecipeError
 
+if TYPE_CHECKING:
+    from enginewright.builder.recipe import Recipe
+
 NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml")
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option(
+    "--source",
+    metavar="SOURCE",
+    help="Instead of a recipe: a checkpoint folder, a GGUF file, or a hub's owner/name. In int8, "
+    "with the model's own context up to 8192, unless --set says otherwise.",
+)
 @click.option(
     "--set",
     "overrides",
@@ -37,15 +47,22 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     default=None,
     help="Tell of each stage on stderr; by default only in a terminal.",
 )
-def command(recipe: Path, overrides: tuple[str, ...], output: Path, progress: bool | None) -> None:
-    """Build the artifact that RECIPE describes and print its path.
+def command(
+    recipe: Path | None,
+    source: str | None,
+    overrides: tuple[str, ...],
+    output: Path,
+    progress: bool | None,
+) -> None:
+    """Build the artifact that RECIPE describes, or one of --source, and print its path.
 
     The artifact is checked against the Hugging Face model before it is published; when a stage
     fails, an artifact of an earlier build stays as it was.
     """
+    if (recipe is None) == (source is None):
+        raise click.UsageError("give a RECIPE or --source, one of the two")
     require("build", *NEEDED)
     require("cpu", "onnxruntime")
-    from enginewright.builder.recipe import load_recipe
     from enginewright.builder.recipe_yaml import parse_override
 
     for override in overrides:
@@ -53,11 +70,22 @@ def command(recipe: Path, overrides: tuple[str, ...], output: Path, progress: bo
             parse_override(override)
         except RecipeError as error:
             raise click.UsageError(str(error)) from error
-    read = load_recipe(recipe, overrides)
+    read = _recipe(recipe, source, overrides)
     from enginewright.builder.pipeline import build
 
     shown = sys.stderr.isatty() if progress is None else progress
     click.echo(build(read, output, progress=_stage_lines() if shown else _silent))
+
+
+def _recipe(path: Path | None, source: str | None, overrides: tuple[str, ...]) -> Recipe:
+    if path is not None:
+        from enginewright.builder.recipe import load_recipe
+
+        return load_recipe(path, overrides)
+    from enginewright.builder.source_recipe import source_recipe
+
+    assert source is not None
+    return source_recipe(source, overrides)
 
 
 def _stage_lines() -> Callable[[str], None]:

@@ -22,7 +22,7 @@ from enginewright.cli.chat_commands import (
     parse,
     settable,
 )
-from enginewright.cli.engine_options import engine_options
+from enginewright.cli.engine_options import engine_options, template_option
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
@@ -37,11 +37,13 @@ PROMPT = "> "
 @click.command(epilog=f"At the prompt:\n\n\b\n{HELP}")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+@template_option
 @sampling_options
 @engine_options
 def command(
     artifact: Path,
     system: str | None,
+    chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
     **options: Any,
@@ -49,8 +51,13 @@ def command(
     """Talk with the model of ARTIFACT."""
     from enginewright.runtime import LLM
 
-    with LLM(artifact, threads=threads, allow_native_code=allow_native_code) as llm:
-        params = effective(llm, options, MAX_TOKENS)
+    with LLM(
+        artifact,
+        threads=threads,
+        allow_native_code=allow_native_code,
+        chat_template=chat_template,
+    ) as llm:
+        params = effective(llm, options, MAX_TOKENS).params
         interactive = sys.stdin.isatty()
         if interactive:
             _line_editing()

@@ -23,3 +23,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def template_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --chat-template, passed on as ``chat_template``."""
+    return click.option(
+        "--chat-template",
+        metavar="TEMPLATE",
+        help="In place of the model's: a path, a template, or a built-in name.",
+    )(command)

@@ -66,14 +66,13 @@ def _facts(artifact: Path, chat_template: str | None) -> Facts:
 def _findings(facts: Facts, prompts: tuple[str, ...]) -> Iterator[tuple[str | None, Finding]]:
     """Every finding, with the prompt that it is about."""
     from enginewright.runtime import linter
-    from enginewright.runtime.options import default_params
+    from enginewright.runtime.sampling.defaults import choose_defaults
 
-    manifest = facts.manifest
-    defaults = default_params(manifest, "auto")
+    defaults = choose_defaults(facts.manifest)
     for finding in (
         *linter.lint_artifact(facts),
         *linter.lint_template(facts),
-        *linter.lint_defaults(manifest, defaults),
+        *linter.lint_defaults(defaults),
     ):
         yield None, finding
     for prompt in prompts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import engine_options
+from enginewright.cli.engine_options import engine_options, template_option
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 
@@ -30,33 +30,56 @@ MAX_TOKENS = 256
 @click.argument("prompt", required=False)
 @click.option("--chat", is_flag=True, help="Answer the prompt through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="With --chat: a system message before the prompt.")
+@template_option
 @sampling_options
 @engine_options
+@click.option(
+    "--explain", is_flag=True, help="Say what set each sampling parameter: on stderr, or in --json."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(
     artifact: Path,
     prompt: str | None,
     chat: bool,
     system: str | None,
+    chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
+    explain: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Continue PROMPT with ARTIFACT; without a prompt, or for "-", read it from stdin."""
+    """Continue PROMPT with ARTIFACT; without a prompt, or for "-", read it from stdin.
+
+    ARTIFACT may also be what one was built from on this machine: a checkpoint, a GGUF file, or a
+    hub's owner/name.
+    """
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat: only a chat template has a system message")
+    if chat_template is not None and not chat:
+        raise click.UsageError("--chat-template needs --chat: else the prompt is taken as it is")
     text = _text(prompt)
     from enginewright.runtime import LLM
 
     started = time.perf_counter()
-    with LLM(artifact, threads=threads, allow_native_code=allow_native_code) as llm:
+    with LLM(
+        artifact,
+        threads=threads,
+        allow_native_code=allow_native_code,
+        chat_template=chat_template,
+    ) as llm:
         load = time.perf_counter() - started
-        params = effective(llm, options, MAX_TOKENS)
-        stream = _stream(llm, text, params, system, chat)
+        found = effective(llm, options, MAX_TOKENS)
+        explanation = llm.requests.explain(found.params, found.origins) if explain else None
+        if explanation is not None and not as_json:
+            click.echo(f"{explanation}\n", err=True)
+        stream = _stream(llm, text, found.params, system, chat)
         answer = Answer.collect(stream, load, echo=not as_json)
     if as_json:
-        click.echo(json.dumps(answer.as_data(params), ensure_ascii=False))
+        data = answer.as_data(found.params)
+        if explanation is not None:
+            data["explanation"] = explanation.as_dict()
+        click.echo(json.dumps(data, ensure_ascii=False, default=str))
 
 
 def _text(prompt: str | None) -> str:

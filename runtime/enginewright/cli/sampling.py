@@ -34,15 +34,24 @@ def sampling_options(command: F) -> F:
     return command
 
 
-def effective(llm: LLM, options: Mapping[str, Any], max_tokens: int) -> SamplingParams:
+@dataclasses.dataclass(frozen=True)
+class Effective:
+    """What a command runs with. ``origins``: field -> the option that set it."""
+
+    params: SamplingParams
+    origins: Mapping[str, str]
+
+
+def effective(llm: LLM, options: Mapping[str, Any], max_tokens: int) -> Effective:
     """The model's defaults, changed by the options that were given.
 
     ``max_tokens`` holds where neither the option nor the model says how much to generate.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if "max_tokens" not in llm.manifest.sampling_defaults:
-        given.setdefault("max_tokens", max_tokens)
+    origins = {name: f"--{name.replace('_', '-')}" for name in given}
+    if "max_tokens" not in given and "max_tokens" not in llm.requests.defaults.origins:
+        given["max_tokens"], origins["max_tokens"] = max_tokens, "the command's default"
     try:
-        return dataclasses.replace(llm.get_default_sampling_params(), **given)
+        return Effective(dataclasses.replace(llm.get_default_sampling_params(), **given), origins)
     except SamplingParamsError as error:
         raise click.UsageError(str(error)) from error

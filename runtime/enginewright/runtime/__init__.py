@@ -9,7 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from enginewright.runtime.async_llm import AsyncLLM
+    from enginewright.runtime.beam_search.outputs import BeamSearchOutput, BeamSearchSequence
+    from enginewright.runtime.beam_search.params import BeamSearchParams
+
     from enginewright.runtime.errors import (
+        ArgumentError,
         ArtifactError,
         ArtifactNotFoundError,
         BuildError,
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
         IntegrityError,
         MissingDependencyError,
         NativeCodeError,
+        OverloadedError,
         PromptError,
         RecipeError,
         RequestError,
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedModelError,
     )
+    from enginewright.runtime.explain import EffectiveParameter, Explanation
+    from enginewright.runtime.flat_logprobs import FlatLogprobs
     from enginewright.runtime.llm import LLM
     from enginewright.runtime.outputs import (
         CompletionOutput,
@@ -45,18 +53,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "ArgumentError",
     "ArtifactError",
     "ArtifactNotFoundError",
+    "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "BuildError",
     "ChatTemplateError",
     "CompletionOutput",
     "ConformanceError",
     "ContextLengthError",
+    "EffectiveParameter",
     "EnginewrightError",
+    "Explanation",
+    "FlatLogprobs",
     "IntegrityError",
     "Logprob",
     "MissingDependencyError",
     "NativeCodeError",
+    "OverloadedError",
     "PromptError",
     "RecipeError",
     "RepetitionDetectionParams",
@@ -78,6 +95,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "AsyncLLM": "async_llm",
+    "BeamSearchOutput": "beam_search.outputs",
+    "BeamSearchParams": "beam_search.params",
+    "BeamSearchSequence": "beam_search.outputs",
+    "EffectiveParameter": "explain",
+    "Explanation": "explain",
+    "FlatLogprobs": "flat_logprobs",
     "LLM": "llm",
     "RepetitionDetectionParams": "sampling.repetition",
     "RequestOutputKind": "sampling.kinds",

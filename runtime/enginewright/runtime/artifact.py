@@ -133,7 +133,7 @@ def _manifest_text(folder: Path) -> str:
 
 
 def _what_it_is(folder: Path) -> str:
-    build = "build an artifact from it with: enginewright build"
+    build = f"build an artifact from it with: enginewright build --source {folder}"
     if folder.is_file():
         hint = f"; it is a GGUF file, {build}" if folder.suffix == ".gguf" else ""
         return f"is a file; an artifact is a folder with a {MANIFEST_NAME}{hint}"

@@ -1,10 +1,11 @@
-"""The loop: plan a step, run it, sample, remove what ended.
+"""The loop: plan a step, run it, hand the logits to those who asked.
 
-B rows of the plan, S tokens of the widest, V vocabulary.
+B rows of the plan, S tokens of the widest, V vocabulary, n blocks a row.
 
 | tensor        | shape  | dtype   | meaning                                            |
 |---------------|--------|---------|----------------------------------------------------|
 | input_ids     | [B, S] | int64   | each row's tokens of the plan, right padded with 0 |
+| block_table   | [B, n] | int32   | where the cache of each row is                     |
 | logits_index  | [L]    | int64   | the last real position of each row (L = B); of one |
 |               |        |         | whose prompt is scored, all of its positions       |
 | logits        | [L, V] | float32 | what each row's next token is sampled from         |
@@ -12,49 +13,89 @@ B rows of the plan, S tokens of the widest, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
-from enginewright.runtime.engine import Engine, StepBatch
-from enginewright.runtime.generation import Generation
-from enginewright.runtime.kv_cache import SlotManager
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
+from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.job import Job, Logits
+from enginewright.runtime.kv_cache.blocks import BlockCache
+from enginewright.runtime.kv_cache.cache import Claim, Command, KVCache
+from enginewright.runtime.kv_cache.slots import SlotCache
 from enginewright.runtime.scheduler import MAX_TOKENS_PER_STEP, RowPart, Scheduler, StepPlan
+
+LEAST_CACHE = 2
+"""Tokens: one of a prompt and one of its output."""
 
 
 class EngineCore:
-    """Runs generations on an engine, many at a time. Not thread-safe: one caller steps it."""
+    """Runs jobs on an engine, many at a time. Not thread-safe: one caller steps it.
 
-    def __init__(self, engine: Engine, max_tokens_per_step: int = MAX_TOKENS_PER_STEP) -> None:
-        info = engine.describe()
+    ``kv_cache_memory_bytes`` bounds the cache; without it, the engine's limits do.
+    ``enable_prefix_caching``: what rows have computed is taken over by those that begin alike.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_tokens_per_step: int = MAX_TOKENS_PER_STEP,
+        *,
+        kv_cache_memory_bytes: int | None = None,
+        enable_prefix_caching: bool = True,
+    ) -> None:
         self._engine = engine
-        self._slots = SlotManager(min(info.max_batch, info.steps.decode), info.max_context)
-        self._scheduler = Scheduler(info.steps, self._slots, max_tokens_per_step)
-        self._generations: dict[int, Generation] = {}
+        self._cache = open_cache(engine.describe(), kv_cache_memory_bytes, enable_prefix_caching)
+        self._scheduler = Scheduler(engine.describe().steps, self._cache, max_tokens_per_step)
+        self._jobs: dict[int, Job] = {}
+
+    def describe(self) -> EngineInfo:
+        """What the engine declares; no row can be longer than its cache."""
+        info = self._engine.describe()
+        return dataclasses.replace(info, max_context=self._cache.max_length)
 
     @property
     def busy(self) -> bool:
-        """Whether any generation is waiting or running."""
-        return bool(self._generations)
+        """Whether any job is waiting or running."""
+        return bool(self._jobs)
 
-    def add(self, generation: Generation) -> None:
-        """Queue a generation; its request must fit the engine's limits."""
-        request = generation.request
-        self._scheduler.add(request.id, len(request.prompt_token_ids))
-        self._generations[request.id] = generation
+    @property
+    def preemptions(self) -> int:
+        """How often a row gave up its room since the start."""
+        return self._scheduler.preemptions
 
-    def abort(self, generations: Iterable[Generation]) -> None:
-        """Give up those that are still running; their slots are free for others."""
-        ours = [g for g in generations if g.request.id in self._generations]
-        for generation in ours:
-            generation.abort()
-        self._remove(ours)
+    def add(self, job: Job) -> None:
+        """Queue a job; it must fit the engine's limits.
 
-    def step(self) -> list[Generation]:
-        """Run one step; returns the generations that got a token or failed.
+        Raises RequestError if its rows have no room in the cache, even alone.
+        """
+        row = job.first_row()
+        if not self._cache.fits(row.rows, max(len(row.tokens), row.length)):
+            raise RequestError(
+                f"{row.rows} beams of {row.length} tokens do not fit into the cache of this "
+                f"engine: lower beam_width or max_tokens, or raise max_batch or "
+                f"kv_cache_memory_bytes"
+            )
+        info = self._engine.describe()
+        row.exact = row.exact and info.batch_invariant
+        row.reads_cache = row.reads_cache and (info.chunk_invariant or not row.exact)
+        self._scheduler.add(row)
+        self._jobs |= dict.fromkeys(job.row_ids, job)
 
-        What the engine raises ends every generation: nothing is known of its cache any more.
+    def abort(self, jobs: Iterable[Job]) -> None:
+        """Give up those that are still running; their room is free for others."""
+        for job in jobs:
+            if self._jobs.get(job.row_ids[0]) is job:
+                job.abort(self._scheduler)
+                self._forget(job)
+
+    def step(self) -> list[Job]:
+        """Run one step; returns the jobs that got a token or failed.
+
+        What the engine raises ends every job: nothing is known of its cache any more.
         """
         plan = self._scheduler.plan()
         if plan is None:
@@ -62,82 +103,116 @@ class EngineCore:
         try:
             return self._run(plan)
         except BaseException:
-            self.abort(list(self._generations.values()))
+            self.abort(set(self._jobs.values()))
+            self._cache.reset()
             raise
 
     @contextmanager
-    def lend(self, rows: int, tokens: int) -> Iterator[Engine]:
-        """The engine with room for ``rows`` of ``tokens`` in its first slots, for other steps.
+    def lend(self, rows: int, tokens: int) -> Iterator[tuple[Engine, NDArray[np.int32]]]:
+        """The engine with room for ``rows`` of ``tokens``, and their block table, for other steps.
 
-        Only while nothing is running.
+        Only while nothing is running. Raises RequestError if the cache has not so much room.
         """
         assert not self.busy
-        for row in range(rows):
-            self._slots.admit(row)
+        if not self._cache.fits(rows, tokens):
+            raise RequestError(f"{rows} rows of {tokens} tokens do not fit into the cache")
+        ids = range(-rows, 0)
         try:
-            self._make_room(tokens)
-            yield self._engine
+            for row in ids:
+                self._cache.admit(Claim(row, [0] * tokens, most=0, exact=False, length=tokens))
+            self._carry_out(self._cache.take_commands())
+            yield self._engine, self._cache.table(ids)
         finally:
-            self._slots.release(range(rows))
+            self._cache.release(ids)
+
+    def reset_prefix_cache(self) -> None:
+        """Keep nothing of what ended rows have computed."""
+        self._cache.forget()
 
     def close(self) -> None:
         """Abort what runs and free the engine."""
-        self.abort(list(self._generations.values()))
+        self.abort(set(self._jobs.values()))
         self._engine.close()
 
-    def _run(self, plan: StepPlan) -> list[Generation]:
-        self._make_room(plan.longest)
+    def _run(self, plan: StepPlan) -> list[Job]:
+        self._carry_out(self._cache.take_commands())
         logits = self._engine.step(self._batch(plan))
-        ready = set(self._scheduler.complete(plan))
-        stepped = []
-        ends = np.cumsum([len(self._wanted(part)) for part in plan.parts])
-        for part, rows in zip(plan.parts, np.split(logits, ends[:-1]), strict=True):
-            generation = self._generations[part.row]
-            if generation.prompt_scores is not None:
-                generation.prompt_scores.take(part.start, rows)
-            if part.row in ready:
-                generation.accept(rows[-1])
-                self._scheduler.append(part.row)
-                stepped.append(generation)
-        self._remove([generation for generation in stepped if generation.finished])
-        return stepped
+        ready = {row.id for row in self._scheduler.complete(plan)}
+        moved: dict[Job, dict[int, Logits]] = {}
+        end = 0
+        for part in plan.parts:
+            start, end = end, end + len(self._wanted(part))
+            row, job = part.row.id, self._jobs[part.row.id]
+            if row == job.scored_row:
+                job.take_prompt(part.start, logits[start:end])
+            if row in ready:
+                moved.setdefault(job, {})[row] = logits[end - 1]
+        for job, rows in moved.items():
+            job.accept(self._scheduler, rows)
+            if job.finished:
+                self._forget(job)
+        return list(moved)
 
     def _batch(self, plan: StepPlan) -> StepBatch:
         width = max(part.end - part.start for part in plan.parts)
         return step_batch(
-            [self._generations[part.row].token_ids(part.start, part.end) for part in plan.parts],
+            [part.row.tokens[part.start : part.end] for part in plan.parts],
             [part.start for part in plan.parts],
-            plan.first_slot,
+            plan.table,
             [row * width + at for row, part in enumerate(plan.parts) for at in self._wanted(part)],
         )
 
     def _wanted(self, part: RowPart) -> range:
         """The positions of the part whose logits are wanted."""
         length = part.end - part.start
-        scored = self._generations[part.row].prompt_scores is not None
+        scored = self._jobs[part.row.id].scored_row == part.row.id
         return range(0 if scored else length - 1, length)
 
-    def _make_room(self, tokens: int) -> None:
-        size = self._slots.grow(tokens)
-        if size is not None:
-            self._engine.resize(size.slots, size.capacity)
-
-    def _remove(self, generations: Sequence[Generation]) -> None:
-        rows = [generation.request.id for generation in generations]
-        copies = self._scheduler.remove(rows)
-        for row in rows:
-            del self._generations[row]
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        copies: list[BlockCopy] = []
+        for command in commands:
+            if isinstance(command, BlockCopy):
+                copies.append(command)
+                continue
+            self._engine.copy_blocks(copies)
+            copies = []
+            self._engine.resize(command.blocks, command.block_size)
         if copies:
             self._engine.copy_blocks(copies)
+
+    def _forget(self, job: Job) -> None:
+        for row in job.row_ids:
+            del self._jobs[row]
+
+
+def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
+    """The cache of the engine's layout, within ``memory`` bytes."""
+    rows = min(info.max_batch, info.steps.decode)
+    tokens = None if memory is None else memory // info.kv_bytes_per_token
+    if tokens is not None and tokens < LEAST_CACHE:
+        raise EnginewrightError(
+            f"kv_cache_memory_bytes={memory} holds {tokens} tokens: at least "
+            f"{LEAST_CACHE * info.kv_bytes_per_token} bytes are needed, as a rule what "
+            f"max_context={info.max_context} tokens take, "
+            f"{info.max_context * info.kv_bytes_per_token}"
+        )
+    if info.kv_layout == "slots":
+        return SlotCache(rows, info.max_context, tokens, keep=keep)
+    blocks = -(-info.max_context // info.kv_block_size) * rows
+    if tokens is not None:
+        blocks = min(blocks, max(tokens // info.kv_block_size, 1))
+    return BlockCache(
+        rows, info.max_context, info.kv_block_size, blocks, keep=keep, roomy=tokens is not None
+    )
 
 
 def step_batch(
     tokens: Sequence[Sequence[int]],
     past: Sequence[int],
-    first_slot: int,
+    table: NDArray[np.int32],
     logits_index: Sequence[int] | None = None,
 ) -> StepBatch:
-    """Rows of new tokens over their pasts, in consecutive slots.
+    """Rows of new tokens over their pasts; ``table`` [B, n] says where they are.
 
     Without a ``logits_index`` the last position of each row is wanted.
     """
@@ -152,6 +227,6 @@ def step_batch(
         input_ids=input_ids,
         new_lengths=np.array(lengths, np.int32),
         past_lengths=np.array(past, np.int32),
-        block_table=np.arange(first_slot, first_slot + rows, dtype=np.int32)[:, None],
+        block_table=table,
         logits_index=np.array(logits_index, np.int64),
     )

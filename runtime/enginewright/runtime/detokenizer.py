@@ -9,8 +9,9 @@ StopScanner then cuts at stop strings.
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from enginewright.runtime.tokenizer import Tokenizer
 
@@ -66,6 +67,14 @@ class IncrementalDetokenizer:
         if self.stop_reason is None and self._stops_if_last():
             shown += self._emit(self._stream.finish())
         return shown
+
+    def fork(self) -> Self:
+        """A copy that goes its own way: another continuation of the same tokens."""
+        twin = copy.copy(self)
+        twin._stream = self._stream.fork()
+        twin._scanner = copy.copy(self._scanner)
+        twin._parts = list(self._parts)
+        return twin
 
     def finish(self) -> str:
         """No token follows: return what was held back."""
@@ -163,6 +172,8 @@ class _Stream(Protocol):
 
     def finish(self) -> str: ...
 
+    def fork(self) -> Self: ...
+
 
 def _open_stream(tokenizer: Tokenizer, hidden: frozenset[int], prompt: Sequence[int]) -> _Stream:
     if set(tokenizer.decoder_kinds) - {"Fuse"} == {"ByteLevel"}:
@@ -205,8 +216,8 @@ class ByteStream:
             if len(seen) >= _LONGEST_CHARACTER:
                 break
         self._decoder.decode(seen)
-        # The prompt's own decoding shows its unfinished character as one U+FFFD.
-        self._unfinished_prompt = bool(self._decoder.getstate()[0])
+        # What the prompt's own decoding shows of an unfinished character: U+FFFD, once or twice.
+        self._prompts_end = self._decoder.getstate()[0].decode("utf-8", "replace")
 
     def push(self, token_id: int) -> str:
         return self._without_prompt(self._decoder.decode(self._bytes(token_id)))
@@ -217,14 +228,18 @@ class ByteStream:
     def finish(self) -> str:
         return self._without_prompt(self._decoder.decode(b"", final=True))
 
+    def fork(self) -> Self:
+        twin = copy.copy(self)
+        twin._decoder = copy.copy(self._decoder)
+        return twin
+
     def _bytes(self, token_id: int) -> bytes:
         surface = None if token_id in self._hidden else self._tokenizer.surface(token_id)
         return b"" if surface is None else _bytes_of(surface)
 
     def _without_prompt(self, text: str) -> str:
-        if text and self._unfinished_prompt:
-            self._unfinished_prompt = False
-            return text.removeprefix(_REPLACEMENT)
+        if text and self._prompts_end:
+            text, self._prompts_end = _beyond(self._prompts_end, text), ""
         return text
 
 
@@ -252,8 +267,7 @@ class WindowStream:
         if self._is_byte(token_id):
             return ""
         text = self._decode(self._window)
-        surface = self._tokenizer.surface(token_id) or ""
-        if text.endswith(_REPLACEMENT) and _REPLACEMENT not in surface:
+        if text.endswith(_REPLACEMENT) and self._has_part_of_character(token_id, text):
             return ""
         fresh = _beyond(self._shown, text)
         self._start_at_boundary(text)
@@ -270,6 +284,11 @@ class WindowStream:
         text = self._decode(self._window)
         return _beyond(self._shown, text)
 
+    def fork(self) -> Self:
+        twin = copy.copy(self)
+        twin._window = list(self._window)
+        return twin
+
     def _start_at_boundary(self, text: str) -> None:
         """Drop the old context if what came since shows something, so that it can be the new."""
         recent = self._window[self._context :]
@@ -282,13 +301,14 @@ class WindowStream:
         self._sure = len(self._window)
 
     def _shown_tail(self, prompt: Sequence[int]) -> list[int]:
-        """The end of the prompt back to a token that shows something and ends no byte run."""
+        """The end of the prompt back to a token that shows something, and whole characters."""
         tail: list[int] = []
         for token in reversed(prompt):
             if not self._visible(token):
                 continue
             tail.insert(0, token)
-            if not self._is_byte(token) and self._decode([token]):
+            text = "" if self._is_byte(token) else self._decode([token])
+            if text and not self._has_part_of_character(token, text):
                 break
         return tail
 
@@ -297,6 +317,11 @@ class WindowStream:
 
     def _visible(self, token_id: int) -> bool:
         return token_id not in self._hidden and self._tokenizer.surface(token_id) is not None
+
+    def _has_part_of_character(self, token_id: int, text: str) -> bool:
+        """Whether U+FFFD in the text that ends in the token may be half a character of it."""
+        surface = self._tokenizer.surface(token_id) or ""
+        return _REPLACEMENT in text and _REPLACEMENT not in surface
 
     def _is_byte(self, token_id: int) -> bool:
         """Whether byte fallback reads the token as one byte, spelt like <0x0A>."""

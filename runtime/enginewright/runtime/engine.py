@@ -56,8 +56,10 @@ class StepSupport:
 class EngineInfo:
     """What an engine declares about itself.
 
-    ``batch_invariant``: a row gives bitwise the same logits alone and in any batch.
-    ``kv_bytes_per_token``: bytes of cache that one token of one row takes.
+    ``batch_invariant``: a row gives bitwise the same logits alone and in any batch;
+    ``chunk_invariant``: and in whatever steps of two tokens or more its prompt is computed.
+    ``kv_bytes_per_token``: bytes of cache that one token of one row takes. ``kv_block_size``:
+    tokens of a block; 0 with ``slots``, whose size the pool's changes.
     """
 
     vocab_size: int
@@ -67,6 +69,18 @@ class EngineInfo:
     kv_layout: KVLayout
     kv_bytes_per_token: int
     batch_invariant: bool
+    chunk_invariant: bool = False
+    kv_block_size: int = 0
+
+
+@dataclass(frozen=True)
+class BlockCopy:
+    """The tokens ``start`` up to ``end`` of a cache block, copied to the same place of another."""
+
+    source: int
+    destination: int
+    start: int
+    end: int
 
 
 class Engine(ABC):
@@ -84,8 +98,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole cache blocks, (from, to), in the given order."""
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy within the cache, in the given order."""
 
     @abstractmethod
     def resize(self, blocks: int, block_size: int) -> None:

@@ -1,6 +1,7 @@
 """The exception tree: every error that a user can cause derives from EnginewrightError.
 
 EnginewrightError
+├── ArgumentError (TypeError) an argument that LLM does not have
 ├── ArtifactError             the artifact's folder cannot be used
 │   ├── ArtifactNotFoundError     there is no artifact at the path
 │   ├── SchemaVersionError        written by another version of the builder
@@ -12,6 +13,7 @@ EnginewrightError
 │   ├── PromptError               empty, not text, or token ids out of the vocabulary
 │   ├── ContextLengthError        the prompt does not fit the engine's limit
 │   └── ChatTemplateError         template missing, refused by the sandbox, or out of bounds
+├── OverloadedError           an AsyncLLM has as many requests as it takes
 ├── MissingDependencyError    an extra is not installed
 └── BuildError                a build cannot go on
     ├── RecipeError               the recipe is wrong; names the field's path
@@ -25,6 +27,10 @@ from __future__ import annotations
 
 class EnginewrightError(Exception):
     """Base of every error that Enginewright raises for a user's mistake."""
+
+
+class ArgumentError(EnginewrightError, TypeError):
+    """An argument that LLM does not have; the message says why, or names the nearest one."""
 
 
 class ArtifactError(EnginewrightError):
@@ -69,6 +75,10 @@ class ContextLengthError(RequestError):
 
 class ChatTemplateError(RequestError):
     """The chat template is missing, refused by the sandbox, wrong, or out of bounds."""
+
+
+class OverloadedError(EnginewrightError):
+    """An AsyncLLM has as many unfinished requests as it takes; try again when some have ended."""
 
 
 class MissingDependencyError(EnginewrightError):

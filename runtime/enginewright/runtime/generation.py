@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.outputs import CompletionOutput, FinishReason, Logprob
+from enginewright.runtime.flat_logprobs import FlatLogprobs
+from enginewright.runtime.outputs import CompletionOutput, FinishReason, SampleLogprobs
 from enginewright.runtime.prompt_scores import PromptScores, TokenText, with_text
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.repetition import repeats
@@ -64,7 +65,7 @@ class Generation:
         self._token_text = token_text
         self._eos = frozenset(() if request.params.ignore_eos else eos_token_ids)
         self._room = max_context - len(request.prompt_token_ids)
-        self._logprobs: list[dict[int, Logprob]] = []
+        self._logprobs: SampleLogprobs = FlatLogprobs() if request.params.flat_logprobs else []
         self._cumulative_logprob = 0.0
         scored = request.params.scores_prompt and request.index == 0
         prompt = request.prompt_token_ids
@@ -79,13 +80,10 @@ class Generation:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def token_ids(self, start: int, end: int) -> list[int]:
-        """The ids ``start`` up to ``end`` of prompt and output together."""
-        prompt = self.request.prompt_token_ids
-        if end <= len(prompt):
-            return list(prompt[start:end])
-        first = max(start - len(prompt), 0)
-        return [*prompt[start:], *self.output_token_ids[first : end - len(prompt)]]
+    @property
+    def exact(self) -> bool:
+        """Whether asking again must give the same tokens."""
+        return self._sampler.repeatable
 
     def accept(self, logits: NDArray[np.float32]) -> None:
         """Choose the next token and see whether it ends the request.
@@ -154,6 +152,8 @@ class Generation:
             self._finish("stop", token)
         elif stop_string is not None:
             self._finish("stop", stop_string)
+        elif self._sampler.complete:
+            self._finish("stop", None)
         elif count in (params.max_tokens, self._room):
             self._finish("length", None)
         elif self._goes_round():

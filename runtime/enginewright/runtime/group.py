@@ -2,21 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.generation import Generation
+from enginewright.runtime.job import Job, Logits
 from enginewright.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from enginewright.runtime.row import Row
 from enginewright.runtime.sampling.kinds import RequestOutputKind
+from enginewright.runtime.scheduler import Scheduler
 
 
-class RequestGroup:
-    """Generations of the same prompt and parameters, in the order of their index."""
+class RequestGroup(Job):
+    """Generations of the same prompt and parameters, in the order of their index.
+
+    The prompt is computed once: the logits after it are for all of them, and what its row has
+    cached is forked.
+    """
 
     def __init__(self, generations: Sequence[Generation]) -> None:
         assert [each.request.index for each in generations] == list(range(len(generations)))
         self.generations = tuple(generations)
+        self._by_row = {each.request.id: each for each in generations}
+        self._rows = {each.request.id: _row(each) for each in generations}
+        self._first = self._rows[generations[0].request.id]
         self._told_final = False
+
+    @property
+    def row_ids(self) -> Sequence[int]:
+        return tuple(self._rows)
+
+    def first_row(self) -> Row:
+        return self._first
+
+    @property
+    def scored_row(self) -> int | None:
+        """Of the outputs of one prompt, the first scores it."""
+        return None if self.generations[0].prompt_scores is None else self._first.id
+
+    def take_prompt(self, start: int, logits: Logits) -> None:
+        scores = self.generations[0].prompt_scores
+        assert scores is not None
+        scores.take(start, logits)
+
+    def accept(self, scheduler: Scheduler, logits: Mapping[int, Logits]) -> None:
+        for row_id, values in logits.items():
+            row = self._rows[row_id]
+            begins = row is self._first and len(row.tokens) == row.prompt
+            self._by_row[row_id].accept(values)
+            if begins:
+                self._fork(scheduler, values)
+            self._go_on(scheduler, row)
+
+    def abort(self, scheduler: Scheduler) -> None:
+        for each in self.generations:
+            each.abort()
+        running = scheduler.rows & self._rows.keys()
+        scheduler.remove([self._rows[row] for row in running])
+
+    def _fork(self, scheduler: Scheduler, logits: Logits) -> None:
+        for generation in self.generations[1:]:
+            generation.accept(logits)
+            if not generation.finished:
+                row = self._rows[generation.request.id]
+                scheduler.fork(self._first, row, generation.output_token_ids[0])
+
+    def _go_on(self, scheduler: Scheduler, row: Row) -> None:
+        generation = self._by_row[row.id]
+        if generation.finished:
+            scheduler.remove([row])
+        else:
+            row.tokens.append(generation.output_token_ids[-1])
 
     @property
     def finished(self) -> bool:
@@ -59,6 +115,7 @@ class RequestGroup:
             finished=self.finished,
             metrics=self._metrics(),
             error=self.error,
+            num_cached_tokens=self._first.cached,
             prompt_logprobs=None if scores is None else scores.logprobs,
             prompt_token_id_logprobs=None if scores is None else scores.matrix,
         )
@@ -71,3 +128,14 @@ class RequestGroup:
             min(first, default=None),
             max(last) if self.finished else None,
         )
+
+
+def _row(generation: Generation) -> Row:
+    request = generation.request
+    return Row(
+        request.id,
+        list(request.prompt_token_ids),
+        exact=generation.exact,
+        reads_cache=request.params.reads_cache,
+        index=request.index,
+    )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.errors import ChatTemplateError
 from enginewright.runtime.manifest import Manifest
+from enginewright.runtime.sampling.defaults import OVERRIDE, Defaults
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.templates import (
     CONFIG_FILE,
@@ -101,13 +102,13 @@ def lint_artifact(facts: Facts) -> tuple[Finding, ...]:
     return (*_eos(facts), *_pad(facts), *_no_template(facts))
 
 
-def lint_defaults(manifest: Manifest, params: SamplingParams) -> tuple[Finding, ...]:
-    """Where ``params``, used because a call gave none, are the model's and not the neutral ones."""
+def lint_defaults(defaults: Defaults) -> tuple[Finding, ...]:
+    """Where what a call without parameters uses is the model's and not the neutral."""
     neutral = SamplingParams()
     changed = [
-        f"{name}={default.value} ({default.origin})"
-        for name, default in sorted(manifest.sampling_defaults.items())
-        if getattr(params, name, None) != getattr(neutral, name, None)
+        f"{name}={getattr(defaults.params, name)} ({origin})"
+        for name, origin in sorted(defaults.origins.items())
+        if origin != OVERRIDE and getattr(defaults.params, name) != getattr(neutral, name)
     ]
     if not changed:
         return ()

@@ -108,9 +108,9 @@ class SamplingDefault:
 class Manifest:
     """Everything that the runtime knows of an artifact before it opens a file of it.
 
-    ``recipe``, ``tools`` and ``conformance`` (by plan) are for people and for verify; the rest
-    drives the runtime. ``engines`` stand in the order of preference. ``eos_token_ids`` is the
-    union over tokenizer, config and generation config.
+    ``recipe``, ``tools`` and ``conformance`` (by plan) are for people and for verify, but for
+    ``chunk_invariant``; the rest drives the runtime. ``engines`` stand in the order of
+    preference. ``eos_token_ids`` is the union over tokenizer, config and generation config.
     """
 
     name: str
@@ -124,6 +124,11 @@ class Manifest:
     sampling_defaults: Mapping[str, SamplingDefault]
     conformance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def chunk_invariant(self, plan: str) -> bool:
+        """Whether the plan's logits were found bitwise the same in one step and in several."""
+        measures = self.conformance.get(plan, {}).get("measures", {})
+        return bool(measures.get("chunk_difference") == 0.0)
 
     def to_json(self) -> str:
         """The sealed text of all fields."""

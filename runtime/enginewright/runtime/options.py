@@ -5,58 +5,153 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.artifact import Verify
+from enginewright.runtime.core import EngineCore
+from enginewright.runtime.engine import Engine, StepSupport
+from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.manifest import EngineEntry, Manifest
-from enginewright.runtime.sampling.defaults import resolve_defaults
-from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.custom import LogitsProcessor
+from enginewright.runtime.sampling.defaults import GenerationConfig
+from enginewright.runtime.scheduler import LEAST_TOKENS_PER_STEP, MAX_TOKENS_PER_STEP
+from enginewright.runtime.templates import TemplateSource
 
-GenerationConfig = Literal["auto", "vllm"]
 HIGHEST_SEED = 2**64 - 1
 MOST_THREADS = 256
+_STEP = MAX_TOKENS_PER_STEP
+_DTYPES = {"float": "float32", "half": "float16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which engine is run, and how; None leaves it to the artifact. See LLM for the meanings."""
+
+    dtype: str = "auto"
+    quantization: str | None = None
+    revision: str | None = None
+    target: str | None = None
+    plan: str | None = None
+    allow_native_code: bool | None = None
+    verify: Verify = "cached"
+    threads: int | None = None
+    max_batch: int | None = None
+    max_context: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool | None = None
+
+    def __post_init__(self) -> None:
+        hints = {
+            "threads": (1, MOST_THREADS, "None for all available cores"),
+            "max_num_batched_tokens": (LEAST_TOKENS_PER_STEP, None, f"None for {_STEP}"),
+            "kv_cache_memory_bytes": (1, None, "None for as much as the engine's limits may need"),
+        }
+        for name, (lowest, highest, hint) in hints.items():
+            value = whole(name, getattr(self, name), lowest, highest, otherwise=hint)
+            object.__setattr__(self, name, value)
+        for name in ("allow_native_code", "enable_prefix_caching"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise EnginewrightError(
+                    f"{name}={value!r:.80} is not legal: it must be True, False or None"
+                )
+        for name in ("quantization", "revision", "target", "plan"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise EnginewrightError(f"{name}={value!r:.80} is not legal: it must be text")
+
+    def check_built(self, manifest: Manifest, engine: EngineEntry) -> None:
+        """Refuse an artifact, or the engine of it, that is not what was asked for."""
+        again = "build another artifact for another one, or leave it out"
+        revision = manifest.source.revision
+        if self.revision not in (None, revision):
+            raise EnginewrightError(
+                f"revision={self.revision!r:.80}: this artifact was built from "
+                f"{revision or 'a source without one'}; {again}"
+            )
+        if self.quantization not in (None, engine.precision):
+            raise EnginewrightError(
+                f"quantization={self.quantization!r:.80}: this artifact's precision is "
+                f"{engine.precision}; {again} (enginewright build ... --set precision=...)"
+            )
+        dtype = str(self.dtype).removeprefix("torch.")
+        if _DTYPES.get(dtype, dtype) not in ("auto", engine.kv.dtype):
+            raise EnginewrightError(
+                f"dtype={self.dtype!s:.80}: this engine computes in {engine.kv.dtype}, as it was "
+                f"built; leave it at 'auto'. Weights have the recipe's precision "
+                f"({engine.precision})"
+            )
+
+    def lowered(self, entry: EngineEntry) -> EngineEntry:
+        """The entry with limits that were asked for and do not exceed those that were built."""
+        limits = {}
+        for name, lowest in (("max_batch", 1), ("max_context", 2)):
+            built = getattr(entry.limits, name)
+            hint = f"None for the engine's own limit of {built}; to have more, build the artifact "
+            hint += f"again with a larger limits.{name}"
+            found = whole(name, getattr(self, name), lowest, built, otherwise=hint)
+            limits[name] = built if found is None else found
+        return dataclasses.replace(entry, limits=dataclasses.replace(entry.limits, **limits))
+
+    def core(self, engine: Engine) -> EngineCore:
+        """What runs requests on the engine."""
+        return EngineCore(
+            engine,
+            self.max_num_batched_tokens or _STEP,
+            kv_cache_memory_bytes=self.kv_cache_memory_bytes,
+            enable_prefix_caching=self.enable_prefix_caching is not False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What holds for all requests of an LLM, see there."""
+
+    seed: int | None = None
+    max_logprobs: int | None = None
+    chat_template: TemplateSource | None = None
+    generation_config: GenerationConfig = "auto"
+    override_generation_config: Mapping[str, Any] | None = None
+    logits_processors: Sequence[LogitsProcessor | str] | None = None
+
+    def __post_init__(self) -> None:
+        seed = whole("seed", self.seed, 0, HIGHEST_SEED, otherwise="None for fresh entropy")
+        most = whole("max_logprobs", self.max_logprobs, -1, otherwise="None or -1 for no limit")
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "max_logprobs", None if most == -1 else most)
 
 
 def check_path(model: Any) -> str | os.PathLike[str]:
-    """The artifact's path, if it is one."""
+    """What names an artifact, if it can be a path or a name."""
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
         raise EnginewrightError(
-            f"model={model!r:.80} is not legal: it must be the path of an artifact's folder"
+            f"model={model!r:.80} is not legal: it must be the path of an artifact's folder, or of "
+            f"the checkpoint or GGUF file, or the hub's name of the model, that one was built from"
         )
     return model
 
 
-def check_threads(threads: Any) -> int | None:
-    """None leaves the number to the backend."""
-    return whole("threads", threads, 1, MOST_THREADS, otherwise="None for all available cores")
+def one_of_two(ours: str, value: Any, theirs: str, alias: Any) -> Any:
+    """The value of an argument that has two names."""
+    if value is None or alias is None or value == alias:
+        return alias if value is None else value
+    raise EnginewrightError(
+        f"{ours}={value!r:.80} and {theirs}={alias!r:.80} are two names for the same: give one"
+    )
 
 
-def check_seed(seed: Any) -> int | None:
-    """None takes fresh entropy."""
-    return whole("seed", seed, 0, HIGHEST_SEED, otherwise="None for fresh entropy")
-
-
-def lower_limits(entry: EngineEntry, max_batch: Any, max_context: Any) -> EngineEntry:
-    """The entry with limits that were asked for and do not exceed those that were built."""
-    asked = {"max_batch": (max_batch, 1), "max_context": (max_context, 2)}
-    lowered = {}
-    for name, (value, lowest) in asked.items():
-        built = getattr(entry.limits, name)
-        hint = f"None for the engine's own limit of {built}; to have more, build the artifact "
-        hint += f"again with a larger limits.{name}"
-        found = whole(name, value, lowest, built, otherwise=hint)
-        lowered[name] = built if found is None else found
-    return dataclasses.replace(entry, limits=dataclasses.replace(entry.limits, **lowered))
-
-
-def default_params(manifest: Manifest, generation_config: Any) -> SamplingParams:
-    """What a call without ``sampling_params`` uses."""
-    if generation_config not in get_args(GenerationConfig):
-        raise EnginewrightError(
-            f"generation_config={generation_config!r}: legal are 'auto' (the model's own sampling "
-            f"defaults) and 'vllm' (neutral ones)"
-        )
-    return resolve_defaults(manifest.sampling_defaults if generation_config == "auto" else {})
+def check_chunk(chunk: Any, length: int, steps: StepSupport) -> int:
+    """Tokens a step of ``length`` of them; None: as many as a prompt's."""
+    hint = "None for as many as a prompt's steps"
+    found = whole("chunk", chunk, 1, otherwise=hint, error=RequestError)
+    if not steps.extend and (found is None or found > 1):
+        if found is not None and found < length:
+            raise RequestError(f"chunk={found}: this engine only runs chunks of 1, or all")
+        return length
+    return found or _STEP
 
 
 def whole(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.flat_logprobs import FlatLogprobs
 from enginewright.runtime.outputs import Logprob, PromptLogprobs
 from enginewright.runtime.sampling.logprobs import Scores, prompt_scores, token_matrix
 from enginewright.runtime.sampling.params import SamplingParams
@@ -34,27 +35,33 @@ class PromptScores:
         self._start = params.prompt_logprob_start or 0
         self._token_text = token_text
         self._taken = 0
-        self._logprobs: PromptLogprobs = [None]
+        self._logprobs: PromptLogprobs = FlatLogprobs() if params.flat_logprobs else []
+        self._logprobs.append(None)
         self._rows: list[NDArray[np.float32]] = []
 
     def take(self, start: int, rows: NDArray[np.float32]) -> None:
-        """The logits after the tokens from ``start`` on; the last token's are of the output."""
-        followers = self._prompt[start + 1 : start + 1 + len(rows)]
-        if not followers:
+        """The logits after the tokens from ``start`` on; the last token's are of the output.
+
+        What was taken before may come again.
+        """
+        if self._taken == len(self._prompt) - 1:
             return
-        assert start == self._taken, "a chunk of the prompt was left out"
-        self._taken += len(rows)
+        known = self._taken - start
+        assert known >= 0, "a chunk of the prompt was left out"
+        start, rows = self._taken, rows[known:]
+        followers = self._prompt[start + 1 : start + 1 + len(rows)]
         rows = rows[: len(followers)]
+        self._taken += len(rows)
         if self._count is not None:
             scores = prompt_scores(rows, followers, self._count)
-            self._logprobs += [with_text(each, self._token_text) for each in scores]
+            self._logprobs.extend(with_text(each, self._token_text) for each in scores)
         if self._ids.size:
             self._rows.append(token_matrix(rows[max(self._start - start, 0) :], self._ids))
 
     @property
     def logprobs(self) -> PromptLogprobs | None:
         """For each token so far; None if not asked for."""
-        return None if self._count is None else list(self._logprobs)
+        return None if self._count is None else self._logprobs[:]
 
     @property
     def matrix(self) -> NDArray[np.float32] | None:

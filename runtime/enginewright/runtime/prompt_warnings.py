@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from enginewright.runtime.linter import Facts, Finding, lint_artifact, lint_defaults, lint_prompt
-from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.sampling.defaults import Defaults
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ class PromptWarnings:
         self._facts = facts
         self._log(lint_artifact(facts))
 
-    def defaults(self, params: SamplingParams) -> None:
+    def defaults(self, defaults: Defaults) -> None:
         """A call without sampling_params uses these."""
-        self._log(lint_defaults(self._facts.manifest, params))
+        self._log(lint_defaults(defaults))
 
     def prompt(self, text: str | None, ids: Sequence[int]) -> None:
         """A prompt that is about to run; the text is None where the caller gave ids."""

@@ -25,8 +25,18 @@ class TokensPrompt(_TokenIds, total=False):
     prompt: str
 
 
+Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 Prompt: TypeAlias = str | Sequence[int] | TextPrompt | TokensPrompt
 Prompts: TypeAlias = Prompt | Sequence[Prompt]
+
+# Keys of vLLM's prompts that may be there, empty, and why nothing may be in them.
+_NEUTRAL = {
+    "multi_modal_data": "engines take text only",
+    "multi_modal_uuids": "engines take text only",
+    "mm_processor_kwargs": "engines take text only",
+    "prompt_embeds": "prompts are text or token ids",
+    "cache_salt": "what requests have in common is shared among all of them",
+}
 
 LEGAL = (
     'a string, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '
@@ -43,6 +53,20 @@ def split_prompts(prompts: Any) -> list[Any]:
     if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]
     return list(prompts)
+
+
+def split_conversations(messages: Any) -> list[Conversation]:
+    """One conversation (a list of messages) or a list of them, as a list."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise PromptError(
+            f"messages of type {type(messages).__name__}: legal is a list of messages, each like "
+            f'{{"role": "user", "content": "..."}}, or a list of such lists'
+        )
+    if messages and isinstance(messages[0], Mapping):
+        return [messages]
+    if not messages:
+        raise PromptError("the conversation is empty: at least one message is needed")
+    return list(messages)
 
 
 def read_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
@@ -69,7 +93,10 @@ def check_ids(ids: Sequence[Any], vocab_size: int) -> list[int]:
 
 
 def _read_mapping(prompt: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
-    unknown = prompt.keys() - {"prompt", "prompt_token_ids"}
+    for key, reason in _NEUTRAL.items():
+        if prompt.get(key) not in (None, {}):
+            raise PromptError(f"a prompt with {key!r} is unsupported: {reason}")
+    unknown = prompt.keys() - {"prompt", "prompt_token_ids", *_NEUTRAL}
     if unknown:
         names = ", ".join(sorted(map(repr, unknown)))
         raise PromptError(f"a prompt with the key {names}: legal is {LEGAL}")

@@ -1,22 +1,37 @@
 """Which rows run in the next step: continuous batching. Pure logic over the engine's steps.
 
 A row waits, is prefilled (a long prompt in chunks), then decodes until its owner removes it.
-While there is prefill to do, its steps alternate with decode steps, so neither starves. Prompts
-are admitted in the order of arrival; only one prompt at a time is prefilled in chunks.
+While there is prefill to do, its steps alternate with decode steps, so neither starves. Rows are
+admitted in the order of arrival; only one prompt at a time is prefilled in chunks. When the cache
+is full, the youngest row gives its room up and waits, in front of all that came later; what it had
+generated is kept and only computed again.
+
+A prompt is computed by steps of two or more tokens alone, whatever was taken over for it, and the
+output of an exact row one token at a time, also when it is computed again: so an engine that is
+batch invariant gives it the same logits every time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection
+from bisect import insort
+from collections.abc import Collection, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.beam_rows import BeamRows, Branch
 from enginewright.runtime.engine import StepSupport
-from enginewright.runtime.kv_cache import Copy, SlotManager
+from enginewright.runtime.kv_cache.cache import Claim, KVCache, common_prefix
+from enginewright.runtime.kv_cache.slots import MIN_REUSE
+from enginewright.runtime.row import Row
 
 MAX_TOKENS_PER_STEP = 512
 """Default bound of a prefill step: what running rows wait for between two of their tokens."""
+
+LEAST_TOKENS_PER_STEP = 4
+"""Of a chunk: two tokens, and two more that must not be left over as one."""
 
 StepKind = Literal["decode", "prefill", "extend"]
 
@@ -25,136 +40,216 @@ StepKind = Literal["decode", "prefill", "extend"]
 class RowPart:
     """The tokens ``start`` up to ``end`` of a row, to be computed in one step."""
 
-    row: int
+    row: Row
     start: int
     end: int
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: ``parts[i]`` runs in slot ``first_slot + i``."""
+    """One step, and the blocks [B, n] of its rows."""
 
     kind: StepKind
-    first_slot: int
     parts: tuple[RowPart, ...]
-
-    @property
-    def longest(self) -> int:
-        """Tokens that the fullest row holds after the step."""
-        return max(part.end for part in self.parts)
-
-
-@dataclass
-class _Progress:
-    """Tokens of a row that are known, and those of them that the cache holds."""
-
-    known: int
-    computed: int = 0
-
-    @property
-    def remaining(self) -> int:
-        return self.known - self.computed
+    table: NDArray[np.int32]
 
 
 class Scheduler:
     """Plans steps over the rows; the caller runs them, then reports back with ``complete``."""
 
     def __init__(
-        self, steps: StepSupport, slots: SlotManager, max_tokens: int = MAX_TOKENS_PER_STEP
+        self, steps: StepSupport, cache: KVCache, max_tokens: int = MAX_TOKENS_PER_STEP
     ) -> None:
         assert steps.decode > 0
         assert steps.prefill > 0
-        assert max_tokens > 1  # an extend step has at least two tokens
+        assert max_tokens >= LEAST_TOKENS_PER_STEP
         self._steps = steps
-        self._slots = slots
+        self._cache = cache
         self._max_tokens = max_tokens
-        self._waiting: deque[int] = deque()
-        self._progress: dict[int, _Progress] = {}
+        self._rows: dict[int, Row] = {}
+        self._waiting: list[Row] = []
+        self._prefilling: list[Row] = []
         self._prefilled_last = False
+        self._arrivals = 0
+        self._crowded = False
+        self.preemptions = 0
 
     @property
-    def rows(self) -> Collection[int]:
+    def rows(self) -> KeysView[int]:
         """All rows, waiting or live."""
-        return self._progress.keys()
+        return self._rows.keys()
 
-    def add(self, row: int, tokens: int) -> None:
-        """Queue a row whose prompt has ``tokens`` tokens."""
-        assert row not in self._progress
-        assert tokens > 0
-        self._progress[row] = _Progress(tokens)
+    def add(self, row: Row) -> None:
+        """Queue a row."""
+        assert row.id not in self._rows
+        assert row.tokens
+        self._arrivals += 1
+        row.order = (self._arrivals, row.index)
+        self._rows[row.id] = row
         self._waiting.append(row)
 
     def plan(self) -> StepPlan | None:
-        """The next step, None when there is no row. Planning admits waiting rows to slots.
+        """The next step, None when there is no row. Planning admits rows, and may preempt some.
 
         A plan that was never completed is planned again.
         """
-        prefill = bool(self._slots.prefilling or (self._waiting and self._slots.free))
-        if self._slots.decoding and (self._prefilled_last or not prefill):
+        if self._prefilled_last and self._cache.decoding:
             return self._decode_step()
-        return self._prefill_step() if prefill else None
+        return self._prefill_step() or self._decode_step()
 
-    def complete(self, plan: StepPlan) -> list[int]:
+    def complete(self, plan: StepPlan) -> list[Row]:
         """Note that the plan ran; returns the rows that need their next token sampled."""
-        self._prefilled_last = plan.kind != "decode"
+        wide = plan.kind != "decode"
+        self._prefilled_last = wide
         for part in plan.parts:
-            progress = self._progress[part.row]
-            progress.computed = part.end
-            # A last token alone is a decode step over the past: no extend step is needed.
-            if plan.kind != "decode" and progress.remaining <= 1:
-                self._slots.promote(part.row)
-        return [part.row for part in plan.parts if not self._progress[part.row].remaining]
+            part.row.computed = part.end
+            self._cache.computed(part.row.id, part.end, wide=wide)
+            if wide and part.end == part.row.wide:
+                self._prefilling.remove(part.row)
+                self._cache.promote(part.row.id)
+        return [part.row for part in plan.parts if not part.row.remaining]
 
-    def append(self, row: int) -> None:
-        """The row has one more token, which is yet to be computed."""
-        self._progress[row].known += 1
+    def fork(self, parent: Row, child: Row, token: int) -> None:
+        """The child goes on with this token from all that the parent has computed.
 
-    def remove(self, rows: Collection[int]) -> list[Copy]:
-        """Forget rows, ended or aborted; returns the block copies to carry out, in order."""
-        waiting = {row for row in self._waiting if row in rows}
-        self._waiting = deque(row for row in self._waiting if row not in waiting)
-        for row in rows:
-            del self._progress[row]
-        return self._slots.release([row for row in rows if row not in waiting])
+        It decodes from now on if there is room, else it waits for it.
+        """
+        child.tokens = [*parent.tokens[: parent.computed], token]
+        child.prompt, child.order = parent.prompt, (parent.order[0], child.index)
+        child.cached = parent.cached
+        self._rows[child.id] = child
+        if self._cache.free_rows and self._cache.fork(parent.id, child.id, child.tokens):
+            child.computed = child.wide = parent.computed
+        else:
+            insort(self._waiting, child, key=_order)
 
-    def _decode_step(self) -> StepPlan:
-        return StepPlan("decode", 0, tuple(self._part(row, 1) for row in self._slots.decoding))
+    def branch(self, beams: BeamRows, branches: Sequence[Branch]) -> None:
+        """The beams of a search go on as these; ``beams.live`` is in their order afterwards."""
+        for row in beams.live:
+            del self._rows[row.id]
+        beams.branch(self._cache, branches)
+        self._rows |= {row.id: row for row in beams.live}
 
-    def _prefill_step(self) -> StepPlan:
+    def remove_beams(self, beams: BeamRows) -> None:
+        """Forget a whole search."""
+        beams.release(self._cache)
+        self.remove(beams.live)
+
+    def remove(self, rows: Collection[Row]) -> None:
+        """Forget rows, ended or aborted."""
+        gone = {row.id for row in rows}
+        waiting = {row.id for row in self._waiting if row.id in gone}
+        self._waiting = [row for row in self._waiting if row.id not in gone]
+        self._prefilling = [row for row in self._prefilling if row.id not in gone]
+        for row in gone:
+            del self._rows[row]
+        self._cache.release(gone - waiting)
+        self._crowded = False
+
+    def _decode_step(self) -> StepPlan | None:
+        for row_id in self._cache.decoding:
+            row = self._rows[row_id]
+            while row.computed and not self._cache.grow(row_id, row.computed + 1):
+                self._preempt(self._youngest())
+        rows = [self._rows[row] for row in self._cache.decoding]
+        return self._step("decode", rows, [1] * len(rows)) if rows else None
+
+    def _youngest(self) -> Row:
+        """Of the live rows that were not promised their room."""
+        live = [*self._prefilling, *(self._rows[row] for row in self._cache.decoding)]
+        return max((row for row in live if not row.length), key=_order)
+
+    def _preempt(self, row: Row) -> None:
+        self.preemptions += 1
+        self._crowded = True  # until one has ended: let in at once, it would be driven out again
+        self._cache.release([row.id])
+        if row in self._prefilling:
+            self._prefilling.remove(row)
+        row.computed = 0
+        insort(self._waiting, row, key=_order)
+
+    def _prefill_step(self) -> StepPlan | None:
         """The next chunk of a prompt already begun, else the first of one or more prompts."""
-        for row in self._slots.prefilling[:1]:
-            if self._progress[row].computed:
-                part = self._part(row, self._chunk(row))
-                return StepPlan("extend", self._slots.slot(row), (part,))
-        rows = self._prefill_rows()
-        for row in rows:
-            if row not in self._slots.prefilling:
-                self._slots.admit(row)
-                self._waiting.popleft()
-        parts = tuple(self._part(row, self._chunk(row)) for row in rows)
-        return StepPlan("prefill", self._slots.slot(rows[0]), parts)
+        if not self._prefilling and not (self._crowded and self._cache.decoding):
+            self._admit()
+        if not self._prefilling:
+            return None
+        kind: StepKind = "extend" if self._prefilling[0].computed else "prefill"
+        return self._step(kind, self._prefilling, [self._chunk(row) for row in self._prefilling])
 
-    def _prefill_rows(self) -> list[int]:
-        """Prompts to begin together, in order: as many as the padded step has room for.
+    def _admit(self) -> None:
+        """Let in who comes next, and those behind that fit into the same step.
 
         A prompt longer than a step fills it alone, so that at most one is ever half done.
         """
-        begun = self._slots.prefilling
-        limit = min(self._steps.prefill, len(begun) + self._slots.free)
-        rows: list[int] = []
-        width = 0
-        for row in (*begun, *self._waiting):
-            width = max(width, self._chunk(row))
-            if rows and (len(rows) == limit or width * (len(rows) + 1) > self._max_tokens):
-                break
-            rows.append(row)
-        return rows
+        while self._waiting:
+            row = self._waiting[0]
+            row.wide = row.prompt if row.exact else len(row.tokens)
+            claim = self._claim(row)
+            if self._prefilling and not self._joins(row, claim):
+                return
+            taken = self._cache.admit(claim)
+            if taken is None:
+                return
+            self._begin(self._waiting.pop(0), taken)
 
-    def _chunk(self, row: int) -> int:
-        """Tokens of the row's prompt to compute in a step; all where extend cannot run."""
-        remaining = self._progress[row].remaining
-        return min(remaining, self._max_tokens) if self._steps.extend else remaining
+    def _begin(self, row: Row, taken: int) -> None:
+        """The row is live, with so many tokens taken over."""
+        if row.exact and taken and row.wide - taken == 1:
+            taken -= 1  # it would be computed alone: computed again, its neighbour stays the same
+        row.computed = taken
+        if row.cached is None:
+            row.cached = taken
+        if row.rows > 1:
+            self._cache.hold(row.rows - 1, row.length)
+        if taken and row.wide - taken <= 1:
+            self._cache.promote(row.id)
+        else:
+            self._prefilling.append(row)
 
-    def _part(self, row: int, count: int) -> RowPart:
-        start = self._progress[row].computed
-        return RowPart(row, start, start + count)
+    def _claim(self, row: Row) -> Claim:
+        known = len(row.tokens)
+        if not (row.reads_cache and self._steps.extend):
+            most = 0
+        elif known > row.wide:
+            most = row.wide
+        else:  # the last token's logits are wanted: it is computed in any case
+            most = known - (2 if row.exact else 1)
+        return Claim(row.id, row.tokens, max(most, 0), row.exact, row.rows, row.length)
+
+    def _joins(self, row: Row, claim: Claim) -> bool:
+        """Whether the row fits into the step of the rows that are about to be prefilled.
+
+        Not if it could take over more once they are: it comes after them.
+        """
+        first = self._prefilling[0]
+        limit = self._steps.extend if first.computed else self._steps.prefill
+        taken = self._cache.match(claim)
+        if len(self._prefilling) == limit or bool(taken) != bool(first.computed):
+            return False
+        widths = [self._chunk(row, taken), *(self._chunk(each) for each in self._prefilling)]
+        if max(widths) * len(widths) > self._max_tokens:
+            return False
+        soon = (
+            common_prefix(other.tokens, row.tokens, min(claim.most, other.wide))
+            for other in self._prefilling
+        )
+        return max(soon) < max(MIN_REUSE, taken + 1)
+
+    def _chunk(self, row: Row, taken: int = 0) -> int:
+        """Tokens of the row to compute in a step; all where extend cannot run. Never leaves one."""
+        remaining = row.wide - max(row.computed, taken)
+        if not self._steps.extend or remaining <= self._max_tokens:
+            return remaining
+        return self._max_tokens - (remaining == self._max_tokens + 1)
+
+    def _step(self, kind: StepKind, rows: Sequence[Row], counts: Sequence[int]) -> StepPlan:
+        parts = tuple(
+            RowPart(row, row.computed, row.computed + count)
+            for row, count in zip(rows, counts, strict=True)
+        )
+        return StepPlan(kind, parts, self._cache.table([row.id for row in rows]))
+
+
+def _order(row: Row) -> tuple[int, int]:
+    return row.order

@@ -21,10 +21,10 @@ Logits = NDArray[np.float32]
 def sequence_logits(core: EngineCore, info: EngineInfo, ids: Sequence[int], chunk: int) -> Logits:
     """One sequence alone, ``chunk`` tokens a step: the first as prefill, then over the past."""
     result = np.empty((len(ids), info.vocab_size), np.float32)
-    with core.lend(1, len(ids)) as engine:
+    with core.lend(1, len(ids)) as (engine, table):
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
-            batch = step_batch([part], [start], 0, range(len(part)))
+            batch = step_batch([part], [start], table, range(len(part)))
             result[start : start + len(part)] = engine.step(batch)
     return result
 
@@ -35,7 +35,7 @@ def batch_logits(core: EngineCore, sequences: Sequence[Sequence[int]]) -> list[L
     index = [
         row * width + position for row, ids in enumerate(sequences) for position in range(len(ids))
     ]
-    with core.lend(len(sequences), width) as engine:
-        logits = engine.step(step_batch(sequences, [0] * len(sequences), 0, index))
+    with core.lend(len(sequences), width) as (engine, table):
+        logits = engine.step(step_batch(sequences, [0] * len(sequences), table, index))
         ends = np.cumsum([len(ids) for ids in sequences])
         return [part.copy() for part in np.split(logits, ends[:-1])]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.errors import ArtifactError, ChatTemplateError
@@ -30,16 +30,19 @@ SPECIAL_TOKENS = (
 )
 _SUFFIX = ".jinja"
 
+TemplateSource: TypeAlias = str | os.PathLike[str]
+"""The path of a template, the template itself, or the name of a built-in one."""
+
 
 class Templates:
     """The templates of one LLM, each compiled on first use. ``source``: the default's text."""
 
-    def __init__(self, artifact: Artifact, override: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, artifact: Artifact, override: TemplateSource | None = None) -> None:
         self._tokens = special_tokens(read_config(artifact, CONFIG_FILE))
         self.source = artifact_template(artifact) if override is None else _load(override)
         self._compiled: dict[str, ChatTemplate] = {}
 
-    def get(self, override: str | os.PathLike[str] | None = None) -> ChatTemplate:
+    def get(self, override: TemplateSource | None = None) -> ChatTemplate:
         """The template of a call: its own, else the default.
 
         Raises ChatTemplateError where there is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
@@ -40,6 +40,24 @@ def open_hub(spec: SourceSpec) -> CheckpointSource:
     return open_checkpoint(
         Path(folder), Origin("hub", spec.hub, Path(folder), revision=spec.revision)
     )
+
+
+def newest_commit(repository: str) -> str:
+    """The commit that the repository's main branch is at; offline, as this machine last saw it."""
+    try:
+        sha = HfApi().model_info(repository, timeout=_SECONDS).sha
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        seen = try_to_load_from_cache(repository, "config.json")
+        if not isinstance(seen, str):
+            raise SourceError(
+                f"{repository}: the hub cannot be reached or refuses, and its cache on this "
+                f"machine does not hold the model: {error}. Download it where there is a network, "
+                f"and give the folder as the source"
+            ) from error
+        return Path(seen).parent.name
+    if sha is None:
+        raise SourceError(f"{repository}: the hub names no commit; give one as source.revision")
+    return sha
 
 
 def _ask(repository: str, revision: str) -> Exception | None:

@@ -9,6 +9,7 @@ from enginewright.cli.lazy import LazyGroup, Verb
 VERBS = {
     "speed": Verb("enginewright.cli.bench.speed", "Prefill, decode, first token, load, memory."),
     "startup": Verb("enginewright.cli.bench.startup", "Process start, import, environment's size."),
+    "sampler": Verb("enginewright.cli.bench.sampler", "The cost of choosing a step's tokens."),
     "peers": Verb("enginewright.cli.bench.peers", "Beside another engine, in turns."),
 }
 

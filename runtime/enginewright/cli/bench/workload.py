@@ -41,9 +41,17 @@ class Workload:
 
 
 def make_workload(
-    manifest: Manifest, engine: EngineEntry, threads: int, prompt_tokens: int, decode_tokens: int
+    manifest: Manifest,
+    engine: EngineEntry,
+    threads: int,
+    prompt_tokens: int,
+    decode_tokens: int,
+    rows: int | None = None,
 ) -> Workload:
-    """A workload within the engine's limits; too much asked for is a usage error."""
+    """A workload within the engine's limits; too much asked for is a usage error.
+
+    ``rows`` None: as many as make one engine's table, or one where those are too many.
+    """
     room = engine.limits.max_context - 1
     if prompt_tokens > room:
         raise click.UsageError(f"--prompt-tokens {prompt_tokens}: this engine takes at most {room}")
@@ -51,7 +59,10 @@ def make_workload(
     if short + decode_tokens > room:
         most = room - short
         raise click.UsageError(f"--decode-tokens {decode_tokens}: this engine takes at most {most}")
-    rows = BATCH if min(engine.limits.max_batch, engine.steps.decode) >= BATCH else 1
+    most = min(engine.limits.max_batch, engine.steps.decode)
+    rows = rows or (BATCH if most >= BATCH else 1)
+    if rows > most:
+        raise click.UsageError(f"--rows {rows}: this engine takes at most {most}")
     draw = random.Random(20)
     ordinary = sorted(set(range(engine.vocab_size)) - set(manifest.eos_token_ids))
     return Workload(

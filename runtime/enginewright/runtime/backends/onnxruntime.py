@@ -31,7 +31,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from enginewright.runtime.artifact import Artifact
 from enginewright.runtime.cores import available_cores
-from enginewright.runtime.engine import Engine, EngineInfo, StepBatch, StepSupport
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.errors import (
     ArtifactError,
     EnginewrightError,
@@ -70,7 +70,8 @@ def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> 
     for file in entry.files:
         artifact.file(file)
     library = None if entry.library is None else artifact.file(entry.library)
-    return OnnxRuntimeEngine(artifact.file(entry.model), entry, threads, library)
+    invariant = artifact.manifest.chunk_invariant(entry.plan)
+    return OnnxRuntimeEngine(artifact.file(entry.model), entry, threads, library, invariant)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -82,9 +83,10 @@ class OnnxRuntimeEngine(Engine):
         entry: EngineEntry,
         threads: int | None = None,
         library: Path | None = None,
+        chunk_invariant: bool = False,
     ) -> None:
         self._session = _open_session(model, threads, library)
-        self._info = _describe(entry)
+        self._info = replace(_describe(entry), chunk_invariant=chunk_invariant)
         _check_interface(self._session, entry.kv, model)
         self._pool = SlotPool(entry.kv)
         self._bindings: dict[tuple[int, int], Binding] = {}
@@ -107,9 +109,9 @@ class OnnxRuntimeEngine(Engine):
         self._pool.note_lengths(first, ends)
         return logits
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for source, destination in pairs:
-            self._pool.copy(source, destination)
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        for each in copies:
+            self._pool.copy(each)
 
     def resize(self, blocks: int, block_size: int) -> None:
         self._bindings.clear()  # they hold addresses of the old pool
@@ -210,11 +212,11 @@ class SlotPool:
     def note_lengths(self, first: int, lengths: NDArray[np.int32]) -> None:
         self._lengths[first : first + len(lengths)] = lengths
 
-    def copy(self, source: int, destination: int) -> None:
-        used = int(self._lengths[source])
+    def copy(self, copy: BlockCopy) -> None:
+        tokens = slice(copy.start, copy.end)
         for tensor in self.tensors.values():
-            tensor[destination, :, :used] = tensor[source, :, :used]
-        self._lengths[destination] = used
+            tensor[copy.destination, :, tokens] = tensor[copy.source, :, tokens]
+        self._lengths[copy.destination] = copy.end
 
     def resize(self, slots: int, capacity: int) -> None:
         kept = np.minimum(self._lengths[:slots], capacity)

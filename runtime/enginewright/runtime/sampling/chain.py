@@ -8,20 +8,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from enginewright.runtime.errors import RequestError, SamplingParamsError
-from enginewright.runtime.sampling import processors
+from enginewright.runtime.errors import SamplingParamsError
+from enginewright.runtime.sampling import processors, scratch
 from enginewright.runtime.sampling.bad_words import Words, completing
-from enginewright.runtime.sampling.params import LogitsProcessor, SamplingParams
+from enginewright.runtime.sampling.custom import CustomProcessors, LogitsProcessor
+from enginewright.runtime.sampling.grammar import GrammarState
+from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.processors import Ids, Logits
+from enginewright.runtime.sampling.tally import Tally
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "vllm": (
+        "structured_outputs",
         "allowed_token_ids",
         "bad_words",
         "min_tokens",
@@ -40,6 +43,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
         "frequency and presence penalties",
         "bad_words",
         "min_tokens",
+        "structured_outputs",
         "allowed_token_ids",
         "logits_processors",
         "temperature",
@@ -76,6 +80,8 @@ class Chain:
         eos_token_ids: Collection[int],
         prompt_token_ids: Sequence[int],
         bad_words: Words = (),
+        grammar: GrammarState | None = None,
+        llm_processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self._params = params
         self._prompt = prompt_token_ids
@@ -83,9 +89,16 @@ class Chain:
         # A word with a token that the model does not have is never completed.
         self._bad_words = tuple(word for word in bad_words if max(word) < vocab_size)
         eos = {token for token in eos_token_ids if token < vocab_size}
+        self._eos = _ids(eos)
         self._barred = _ids(eos.union(params.stop_ids))
+        self._grammar = grammar
+        self._functions = CustomProcessors(
+            prompt_token_ids, params.logits_processors or (), llm_processors
+        )
+        self._tally = Tally()
         self._check_room()
         made = {
+            "structured_outputs": self._structured,
             "allowed_token_ids": self._allowed,
             "bad_words": self._without_bad_words,
             "min_tokens": self._without_ends,
@@ -98,14 +111,38 @@ class Chain:
         self._steps = [step for step in steps if step is not None]
 
     def __call__(self, logits: Logits, output: Output) -> Logits:
-        """The logits to choose from; the row itself when there is nothing to do."""
+        """The logits to choose from; the row itself when there is nothing to do.
+
+        Otherwise most often a row that the thread's next call writes to.
+        """
         due = [step for step in self._steps if step.due(len(output))]
         if not due:
             return logits
-        scratch = logits.copy()
+        adjusted = self._copy_of(logits)
         for step in due:
-            scratch = step.apply(scratch, output)
-        return scratch
+            adjusted = step.apply(adjusted, output)
+        return adjusted
+
+    def _copy_of(self, logits: Logits) -> Logits:
+        if self._functions:  # they may keep what they are given
+            return logits.copy()
+        copy = scratch.floats("adjusted", logits.size)
+        np.copyto(copy, logits)
+        return copy
+
+    def _structured(self) -> _Step | None:
+        grammar = self._grammar
+        if grammar is None:
+            return None
+        # Where EOS ends nothing it would be a token without a text. Something else is possible:
+        # an output that is complete has ended.
+        barred = self._eos if self._params.ignore_eos else self._eos[:0]
+
+        def apply(logits: Logits, output: Output) -> None:
+            np.putmask(logits, ~grammar.mask(), -np.inf)
+            processors.mask_tokens(logits, barred)
+
+        return _Step(_in_place(apply))
 
     def _allowed(self) -> _Step | None:
         if self._params.allowed_token_ids is None:
@@ -142,21 +179,7 @@ class Chain:
         return _Step(_in_place(lambda logits, _: processors.add_bias(logits, ids, values)))
 
     def _custom(self) -> _Step | None:
-        functions = [
-            (f"logits_processors[{number}] ({_name(function)})", function, _takes_prompt(function))
-            for number, function in enumerate(self._params.logits_processors or ())
-        ]
-        if not functions:
-            return None
-
-        def apply(logits: Logits, output: Output) -> Logits:
-            for name, function, takes_prompt in functions:
-                before = [list(self._prompt)] if takes_prompt else []
-                # Lists of its own: what it does to them harms nobody.
-                logits = call_processor(name, function, *before, list(output), logits=logits)
-            return logits
-
-        return _Step(apply)
+        return _Step(self._functions) if self._functions else None
 
     def _repetition(self) -> _Step | None:
         penalty = self._params.repetition_penalty
@@ -165,7 +188,7 @@ class Chain:
         prompt = np.unique(_ids(self._prompt))
 
         def apply(logits: Logits, output: Output) -> None:
-            seen = np.concatenate((prompt, _ids(output)))
+            seen = np.concatenate((prompt, self._tally.of(output)[0]))
             processors.repetition_penalty(logits, seen, penalty)
 
         return _Step(_in_place(apply))
@@ -176,7 +199,7 @@ class Chain:
             return None
 
         def apply(logits: Logits, output: Output) -> None:
-            processors.output_penalties(logits, _ids(output), frequency, presence)
+            processors.output_penalties(logits, *self._tally.of(output), frequency, presence)
 
         return _Step(_in_place(apply), first=1)
 
@@ -191,35 +214,6 @@ class Chain:
                 f"min_tokens={self._params.min_tokens} leaves no token to choose: stop_token_ids "
                 f"and the model's EOS cover the whole vocabulary, or all allowed_token_ids"
             )
-
-
-def call_processor(name: str, function: LogitsProcessor, *ids: list[int], logits: Logits) -> Logits:
-    """What a user's function makes of the logits, as a row of its own; RequestError if nothing."""
-    try:
-        result = np.asarray(function(*ids, logits), dtype=np.float32)
-    except Exception as error:  # the function is the user's: anything may come
-        raise RequestError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if result.shape != logits.shape:
-        raise RequestError(
-            f"{name} returned the shape {list(result.shape)}: it must return logits of the shape "
-            f"{list(logits.shape)}"
-        )
-    if np.isnan(result).any():
-        raise RequestError(f"{name} returned NaN: it must return numbers, or -inf")
-    # It may return what it keeps, or what cannot be written to; later processors write in place.
-    return result if result is logits else result.copy()
-
-
-def _name(function: LogitsProcessor) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _takes_prompt(function: LogitsProcessor) -> bool:
-    """Three parameters mean (prompt ids, output ids, logits); two, the latter."""
-    try:
-        return len(inspect.signature(function).parameters) == 3
-    except ValueError:  # a built-in without a signature
-        return False
 
 
 def _in_place(apply: Callable[[Logits, Output], None]) -> Apply:

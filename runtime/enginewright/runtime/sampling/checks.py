@@ -14,13 +14,15 @@ INFINITY = math.inf
 
 def real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
     """The value as a float from ``low`` (or above it) to ``high``."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     legal = f"a finite number {'above' if open_low else 'from'} {low:g}"
     legal += f" to {high:g}" if high < INFINITY else ""
-    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise illegal(name, value, legal)
-    found = float(value)  # type: ignore[arg-type]
-    if found < low or found > high or (open_low and found == low):
+    try:
+        found = float(value)
+    except OverflowError as error:  # an integer that no float holds
+        raise illegal(name, value, legal) from error
+    if not math.isfinite(found) or not low <= found <= high or (open_low and found == low):
         raise illegal(name, value, legal)
     return found
 
@@ -68,9 +70,13 @@ def sequence(name: str, value: object) -> tuple[Any, ...]:
     """The items of a list; none for None."""
     if value is None:
         return ()
+    legal = "a list, or None"
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise illegal(name, value, "a list, or None")
-    return tuple(value)
+        raise illegal(name, value, legal)
+    try:
+        return tuple(value)
+    except TypeError as error:  # a numpy array without dimensions
+        raise illegal(name, value, legal) from error
 
 
 def token_ids(name: str, value: object) -> tuple[int, ...]:

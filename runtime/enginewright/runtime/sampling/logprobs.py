@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling.processors import Ids, Logits
-from enginewright.runtime.sampling.truncation import highest
+from enginewright.runtime.sampling.truncation import highest, weights_of
+
+if TYPE_CHECKING:
+    from enginewright.runtime.sampling.params import SamplingParams
 
 Scores = dict[int, tuple[float, int]]
 """Token id -> (log probability, rank from 1)."""
@@ -24,10 +29,9 @@ Scores = dict[int, tuple[float, int]]
 
 def log_normaliser(logits: Logits) -> float:
     """log(sum(exp(logits))), so that logits minus it are log probabilities."""
-    best = logits.max()
     with np.errstate(invalid="ignore"):  # logits that are no numbers give one that is none
-        total = np.exp(logits - best).sum(dtype=np.float64)
-    return float(best) + math.log(float(total))
+        total = weights_of(logits).sum(dtype=np.float64)
+    return float(logits.max()) + math.log(float(total))
 
 
 def likeliest(logits: Logits, token: int, count: int) -> Scores:
@@ -76,3 +80,21 @@ def token_matrix(rows: Logits, ids: Ids) -> NDArray[np.float32]:
     for at, row in enumerate(rows):
         matrix[at] = row[ids].astype(np.float64) - log_normaliser(row)
     return matrix
+
+
+def check_logprobs(params: SamplingParams, max_logprobs: int | None) -> None:
+    """Refuse to give more than ``max_logprobs`` for a position; None or -1: no limit."""
+    if max_logprobs is None or max_logprobs == -1:
+        return
+    scored = params.prompt_logprob_token_ids
+    asked = {
+        "logprobs": params.logprobs if params.logprob_token_ids is None else None,
+        "prompt_logprobs": params.prompt_logprobs,
+        "the length of prompt_logprob_token_ids": None if scored is None else len(scored),
+    }
+    for name, count in asked.items():
+        if count is not None and not 0 <= count <= max_logprobs:
+            raise SamplingParamsError(
+                f"{name}={count} is not legal: this LLM gives at most {max_logprobs} "
+                f"(max_logprobs); -1 asks for the whole vocabulary"
+            )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, get_args
 
 from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling import checks
 from enginewright.runtime.sampling.checks import INFINITY, illegal, maybe_whole, real, whole
+from enginewright.runtime.sampling.custom import LogitsProcessor, check_named
 from enginewright.runtime.sampling.kinds import RequestOutputKind, SamplingType
 from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
@@ -26,7 +27,6 @@ MAX_LOGPROB_TOKEN_IDS = 128
 LARGEST_BIAS = 1e30
 CLAMPED_BIAS = 100.0
 
-LogitsProcessor: TypeAlias = Callable[..., Any]
 ProcessorOrder = Literal["vllm", "hf"]
 
 _FLAGS = (
@@ -42,11 +42,9 @@ _FLAGS = (
 # Fields that are there for vLLM's callers: their neutral values, and why no other is supported.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "watermarking": ((None, False), "outputs are not watermarked"),
-    "flat_logprobs": ((False,), "log probabilities come as one dict for each token"),
     "spaces_between_special_tokens": ((True,), "the text is the tokenizer's own decoding"),
     "extra_args": ((None, {}), "nothing here reads them; give logits_processors"),
     "thinking_token_budget": ((None,), "thinking is not told from the answer"),
-    "structured_outputs": ((None,), "structured outputs are not yet supported"),
     "routed_experts_prompt_start": ((0,), "routing data is not returned"),
     "trace_decode_token_ids": ((None,), "tokens cannot be forced"),
 }
@@ -104,15 +102,16 @@ class SamplingParams:
     """Only these can be chosen; a tuple once constructed."""
     bad_words: Sequence[str] | None = None
     """Words that are never completed, at the start or after a space; a tuple once constructed."""
-    logits_processors: Sequence[LogitsProcessor] | None = None
+    logits_processors: Sequence[LogitsProcessor | str] | None = None
     """Called for each token with the output's ids and a copy of the logits [V] (of three
-    parameters: the prompt's ids first); what they return takes the logits' place."""
+    parameters: the prompt's ids first); what they return takes the logits' place. A class is
+    instantiated for each output; a text names an installed processor."""
     processor_order: ProcessorOrder = "vllm"
     """In whose order processors and truncations apply: "vllm" or "hf"."""
     repetition_detection: RepetitionDetectionParams | None = None
     """End an output that repeats itself, with finish_reason "repetition"."""
     structured_outputs: StructuredOutputsParams | None = None
-    """Not yet supported: only None."""
+    """What form the output must have; needs the extra ``structured``."""
     logprobs: int | None = None
     """Give the log probability of the chosen token and of this many likeliest ones; -1: all."""
     prompt_logprobs: int | None = None
@@ -124,7 +123,7 @@ class SamplingParams:
     logprob_token_ids: Sequence[int] | None = None
     """Up to 128 tokens whose log probabilities to give in place of the likeliest ones'."""
     flat_logprobs: bool = False
-    """Only False is supported."""
+    """Give log probabilities as FlatLogprobs: the same, in few long lists."""
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     """What the outputs of a request that is followed as it runs hold; ``LLM.generate`` gives the
     final one and ``LLM.stream`` deltas, whatever this says."""
@@ -213,6 +212,13 @@ class SamplingParams:
     def scores_prompt(self) -> bool:
         """Whether log probabilities of the prompt are asked for."""
         return self.prompt_logprobs is not None or self.prompt_logprob_token_ids is not None
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether what was computed of the same beginning may be taken over."""
+        if self.skip_reading_prefix_cache is None:
+            return not self.scores_prompt
+        return not self.skip_reading_prefix_cache and not self.scores_prompt
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that a model with this vocabulary does not have."""
@@ -312,11 +318,14 @@ class SamplingParams:
         checks.member("extra_args", self.extra_args, Mapping)
         if not isinstance(self.output_kind, RequestOutputKind):
             raise illegal("output_kind", self.output_kind, "a RequestOutputKind")
-        if self.processor_order not in get_args(ProcessorOrder):
+        order = self.processor_order
+        if not isinstance(order, str) or order not in get_args(ProcessorOrder):
             raise illegal("processor_order", self.processor_order, "'vllm' or 'hf'")
         processors = checks.sequence("logits_processors", self.logits_processors)
         for processor in processors:
-            if not callable(processor):
+            if isinstance(processor, str):
+                check_named(processor)
+            elif not callable(processor):
                 raise illegal("logits_processors", processor, "a list of functions, or None")
         self._set(logits_processors=processors)
 
@@ -325,7 +334,8 @@ class SamplingParams:
         budget = maybe_whole("thinking_token_budget", self.thinking_token_budget, -1)
         self._set(thinking_token_budget=None if budget == -1 else budget)
         if self.trace_decode_token_ids is not None:
-            checks.token_ids("trace_decode_token_ids", self.trace_decode_token_ids)
+            traced = checks.token_ids("trace_decode_token_ids", self.trace_decode_token_ids)
+            self._set(trace_decode_token_ids=traced)
         for name, (neutral, reason) in _NEUTRAL.items():
             value = getattr(self, name)
             if value not in neutral:

@@ -7,12 +7,15 @@ V vocabulary, K candidates, n ids.
 | logits  | [V]   | float32 | a scratch copy of the row, written to; -inf cannot be chosen    |
 | ids     | [n]   | int64   | token ids, in 0..V-1                                            |
 | biases  | [n]   | float32 | what is added to the logits of ids                              |
+| counts  | [n]   | float32 | how often each of ids is in the output                          |
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from enginewright.runtime.sampling import scratch
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -45,12 +48,20 @@ def repetition_penalty(logits: Logits, ids: Ids, penalty: float) -> None:
     logits[ids] = np.where(chosen > 0, chosen / factor, chosen * factor)
 
 
-def output_penalties(logits: Logits, ids: Ids, frequency: float, presence: float) -> None:
-    """Subtract ``frequency`` for each time that a token is in ids, and ``presence`` once."""
-    unique, counts = np.unique(ids, return_counts=True)
-    logits[unique] -= np.float32(frequency) * counts.astype(np.float32) + np.float32(presence)
+def output_penalties(
+    logits: Logits, ids: Ids, counts: Logits, frequency: float, presence: float
+) -> None:
+    """Subtract ``frequency`` as often as each of ids, which are there once, counts; ``presence``
+    once."""
+    logits[ids] -= np.float32(frequency) * counts + np.float32(presence)
 
 
 def scale_temperature(logits: Logits, temperature: float) -> Logits:
-    """Divided by the temperature, as a new array; the same one where nothing changes."""
-    return logits if temperature == 1.0 else logits / np.float32(temperature)
+    """Divided by the temperature, in a row that the thread's next call writes to.
+
+    The same array where nothing changes.
+    """
+    if temperature == 1.0:
+        return logits
+    scaled = scratch.floats("scaled", logits.size)
+    return np.divide(logits, np.float32(temperature), out=scaled)

@@ -20,7 +20,9 @@ from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.sampling import logprobs, truncation
 from enginewright.runtime.sampling.bad_words import Words
 from enginewright.runtime.sampling.chain import Chain
+from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.draw import RandomStream, draw
+from enginewright.runtime.sampling.grammar import Grammar
 from enginewright.runtime.sampling.logprobs import Scores
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.processors import Ids, Logits, scale_temperature
@@ -45,7 +47,9 @@ class Sampler:
     The token of step t depends on the seed, the output's ``index`` among those of its prompt, t
     and the logits (and, through penalties and the like, on the ids so far), never on what else
     runs. ``default_seed`` serves requests without a seed; None takes fresh entropy. Prompt ids
-    must be in the vocabulary. ``bad_words``: the ids of those of the parameters.
+    must be in the vocabulary. ``bad_words``: the ids of those of the parameters; ``grammar``: their
+    structured_outputs, compiled. ``llm_processors``: functions that see every request's logits
+    before its own.
     """
 
     def __init__(
@@ -57,11 +61,25 @@ class Sampler:
         default_seed: int | None = None,
         index: int = 0,
         bad_words: Words = (),
+        grammar: Grammar | None = None,
+        llm_processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         params.check_vocabulary(vocab_size)
         self.params = params
-        self._chain = Chain(params, vocab_size, eos_token_ids, prompt_token_ids, bad_words)
-        self._stream = RandomStream(params.seed if params.seed is not None else default_seed, index)
+        self._grammar = None if grammar is None else grammar.start()
+        self._chain = Chain(
+            params,
+            vocab_size,
+            eos_token_ids,
+            prompt_token_ids,
+            bad_words,
+            self._grammar,
+            llm_processors,
+        )
+        seed = params.seed if params.seed is not None else default_seed
+        self._stream = RandomStream(seed, index)
+        self.repeatable = params.greedy or seed is not None
+        """Whether the same logits give the same tokens another time."""
         self._named = np.array(params.logprob_token_ids or (), np.int64)
 
     def sample(self, logits: Logits, output_token_ids: Sequence[int]) -> SampledToken:
@@ -74,13 +92,18 @@ class Sampler:
         else:
             _check_finite(adjusted.max(), logits)
             token = self._draw(adjusted, len(output_token_ids))
+        if self._grammar is not None:
+            self._grammar.advance(token)
         return self._with_logprobs(token, logits)
+
+    @property
+    def complete(self) -> bool:
+        """Whether structured_outputs leave nothing but EOS after the tokens that were sampled."""
+        return self._grammar is not None and self._grammar.finished
 
     def _draw(self, logits: Logits, step: int) -> int:
         candidates, survivors = truncate(logits, self.params)
-        weights = survivors - survivors.max()
-        np.exp(weights, out=weights)
-        index = draw(weights, self._stream.uniform(step))
+        index = draw(truncation.weights_of(survivors), self._stream.uniform(step))
         return index if candidates is None else int(candidates[index])
 
     def _with_logprobs(self, token: int, logits: Logits) -> SampledToken:
@@ -122,8 +145,9 @@ def _check_finite(value: np.float32, logits: Logits) -> None:
     highest = logits.max()
     if np.isfinite(highest):
         raise RequestError(
-            f"no token can be chosen (highest logit {value}): allowed_token_ids, bad_words, "
-            f"min_tokens, logit_bias and logits_processors together leave none"
+            f"no token can be chosen (highest logit {value}): structured_outputs, "
+            f"allowed_token_ids, bad_words, min_tokens, logit_bias and logits_processors together "
+            f"leave none"
         )
     raise EnginewrightError(
         f"the engine gave no usable logits (highest value {highest}): its numbers overflow, or "

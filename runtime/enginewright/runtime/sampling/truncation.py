@@ -15,6 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.runtime.sampling import scratch
 from enginewright.runtime.sampling.processors import Logits
 
 Kept = NDArray[np.int64]
@@ -29,7 +30,7 @@ def keep_min_p(logits: Logits, min_p: float) -> Kept:
     if min_p <= 0.0:
         return np.arange(logits.size)
     # p / p_max = exp(l - l_max): no softmax over the vocabulary is needed.
-    return np.flatnonzero(logits >= logits.max() + np.float32(math.log(min_p)))
+    return _reaching(logits, logits.max() + np.float32(math.log(min_p)))
 
 
 def keep_top_k(logits: Logits, k: int) -> Kept:
@@ -47,12 +48,11 @@ def keep_top_p(logits: Logits, top_p: float) -> Kept:
     """
     if top_p >= 1.0:
         return np.arange(logits.size)
-    weights = logits - logits.max()
-    np.exp(weights, out=weights)
+    weights = weights_of(logits)
     total = float(weights.sum(dtype=np.float64))
     # All that weigh less than an even share of what is to be left out are left out.
     share = (1.0 - top_p) * total / logits.size
-    pool = np.flatnonzero(weights >= np.float32(share * (1.0 - 1e-6)))
+    pool = _reaching(weights, np.float32(share * (1.0 - 1e-6)))
     if pool.size > _SORTED_AT_ONCE:
         return _keep_by_bins(pool, logits[pool], weights[pool], top_p * total)
     pool = pool[np.argsort(-logits[pool], kind="stable")]
@@ -72,15 +72,27 @@ def highest(logits: Logits, count: int) -> Kept:
     return positions[np.argsort(-logits[positions], kind="stable")]
 
 
+def weights_of(logits: Logits) -> Logits:
+    """Probabilities that are not normalised, in a row that the thread's next call writes to."""
+    weights = scratch.floats("weights", logits.size)
+    np.subtract(logits, logits.max(), out=weights)
+    return np.exp(weights, out=weights)
+
+
 def _pool_of_highest(logits: Logits, k: int) -> tuple[Kept, Logits]:
-    """Few positions, where k is small, among which the k highest logits are; and their values."""
+    """Few positions among which the k highest logits are, and their values."""
     groups = logits.size // _GROUP
-    if 4 * k > groups:
-        return np.arange(logits.size), logits
     # k groups have a highest member that reaches the k-th highest of all groups' highest.
-    peaks = logits[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-    pool = np.flatnonzero(logits >= _kth_highest(peaks, k))
+    few = k <= groups
+    peaks = logits[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0) if few else logits
+    pool = _reaching(logits, _kth_highest(peaks, k))
     return pool, logits[pool]
+
+
+def _reaching(values: Logits, least: np.float32) -> Kept:
+    """Positions of the values that are at least ``least``."""
+    reached = scratch.flags("reached", values.size)
+    return np.flatnonzero(np.greater_equal(values, least, out=reached))
 
 
 def _kth_highest(values: Logits, k: int) -> np.float32:

@@ -9,7 +9,8 @@ def open_engine(model: str, threads: int) -> Callable[[list[list[int]], int], li
     """Load the artifact at ``model``; see measure.py for what is returned."""
     from enginewright.runtime import LLM, SamplingParams
 
-    llm = LLM(model, threads=threads, generation_config="vllm")
+    # What is measured is computing a prompt, not knowing it from the run before.
+    llm = LLM(model, threads=threads, generation_config="vllm", enable_prefix_caching=False)
 
     def generate(prompts: list[list[int]], tokens: int) -> list[int]:
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)

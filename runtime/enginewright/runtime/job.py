@@ -1,0 +1,59 @@
+"""A job: what was asked for at once, run by the core as one row or more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.row import Row
+from enginewright.runtime.scheduler import Scheduler
+
+Logits = NDArray[np.float32]
+
+
+class Job(ABC):
+    """Rows that begin with one prompt; what they need of each other is for the job to settle."""
+
+    @property
+    @abstractmethod
+    def row_ids(self) -> Sequence[int]:
+        """Of all rows that it may ever have."""
+
+    @abstractmethod
+    def first_row(self) -> Row:
+        """The row that computes the prompt; called once."""
+
+    @abstractmethod
+    def accept(self, scheduler: Scheduler, logits: Mapping[int, Logits]) -> None:
+        """Take the logits [V] after the last token of each row that is ready, and go on.
+
+        Each of these rows then has a token more, or has left the scheduler. What goes wrong with
+        this job's input ends this job, without an exception.
+        """
+
+    @abstractmethod
+    def abort(self, scheduler: Scheduler) -> None:
+        """End what still runs, as it is; its rows leave the scheduler."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether nothing more comes."""
+
+    @property
+    @abstractmethod
+    def error(self) -> EnginewrightError | None:
+        """Why it failed, or a part of it did."""
+
+    @property
+    def scored_row(self) -> int | None:
+        """The row whose prompt is to be scored: ``take_prompt`` gets all its logits."""
+        return None
+
+    def take_prompt(self, start: int, logits: Logits) -> None:
+        """The logits [S, V] after the tokens of the scored row's prompt from ``start`` on."""
+        raise AssertionError("no prompt of this job is scored")

@@ -1,0 +1,106 @@
+"""From a model's name to what runs requests: find, check, open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.core import EngineCore
+from enginewright.runtime.engine import EngineInfo
+from enginewright.runtime.explain import Explanation
+from enginewright.runtime.linter import Facts
+from enginewright.runtime.manifest import Manifest
+from enginewright.runtime.model_lookup import find_artifact
+from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
+from enginewright.runtime.plans import open_plan
+from enginewright.runtime.prompt_warnings import PromptWarnings
+from enginewright.runtime.request_factory import RequestFactory
+from enginewright.runtime.sampling.custom import load_processors
+from enginewright.runtime.sampling.defaults import choose_defaults
+from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.templates import Templates
+from enginewright.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An artifact whose engine is open. ``plan``: which of its plans runs."""
+
+    manifest: Manifest
+    plan: str
+    core: EngineCore
+    requests: RequestFactory
+
+
+class LoadedModel:
+    """What can be asked of a loaded model without running it."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.manifest = loaded.manifest
+        self.plan = loaded.plan
+        """Which of the artifact's plans runs."""
+        self.requests = loaded.requests
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """What the engine declares, within the limits that were asked for."""
+        return self.requests.info
+
+    @property
+    def max_batch(self) -> int:
+        """Requests that run together; more wait."""
+        return self.engine_info.max_batch
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and output together that a request may have."""
+        return self.engine_info.max_context
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer."""
+        return self.requests.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a call without ``sampling_params`` uses."""
+        return self.requests.defaults.params
+
+    def explain(self, params: SamplingParams | None = None) -> Explanation:
+        """Every parameter that a call with ``params`` would run with, and where it came from."""
+        return self.requests.explain(params)
+
+
+def load(model: str | os.PathLike[str], how: EngineOptions, requests: RequestOptions) -> Loaded:
+    """Open the artifact that ``model`` names, or one that was built from it."""
+    place = find_artifact(check_path(model), revision=how.revision, precision=how.quantization)
+    artifact = Artifact.open(place, how.verify)
+    manifest = artifact.manifest
+    how.check_built(manifest, artifact.engine(how.target))
+    defaults = choose_defaults(
+        manifest, requests.generation_config, requests.override_generation_config
+    )
+    processors = load_processors(requests.logits_processors)
+    tokenizer = Tokenizer.from_file(artifact.file("tokenizer.json"))
+    templates = Templates(artifact, requests.chat_template)
+    warnings = PromptWarnings(Facts.of(artifact, tokenizer, templates.source))
+    engine, entry = open_plan(
+        artifact,
+        target=how.target,
+        plan=how.plan,
+        allow_native_code=how.allow_native_code,
+        threads=how.threads,
+        limited=how.lowered,
+    )
+    core = how.core(engine)
+    factory = RequestFactory(
+        core.describe(),
+        tokenizer,
+        templates,
+        warnings,
+        defaults,
+        tuple(sorted({*manifest.eos_token_ids, *defaults.eos_token_ids})),
+        requests.seed,
+        requests.max_logprobs,
+        processors,
+    )
+    return Loaded(manifest, entry.plan, core, factory)

@@ -1,0 +1,69 @@
+"""Requests on the core: all of a call to their ends, or one as it comes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+
+from enginewright.runtime.core import EngineCore
+from enginewright.runtime.group import RequestGroup
+from enginewright.runtime.outputs import RequestOutput
+from enginewright.runtime.progress import UseTqdm, progress
+from enginewright.runtime.sampling.kinds import RequestOutputKind
+
+logger = logging.getLogger(__name__)
+
+
+def enqueue(core: EngineCore, groups: Sequence[RequestGroup]) -> None:
+    """Queue all of them, or none."""
+    try:
+        for group in groups:
+            core.add(group)
+    except BaseException:
+        core.abort(groups)
+        raise
+
+
+def finish(
+    core: EngineCore, groups: Sequence[RequestGroup], use_tqdm: UseTqdm
+) -> list[RequestOutput]:
+    """Run queued requests to their ends; outputs in their order.
+
+    What ends this early, an interrupt say, aborts them. When all failed, the first one's error is
+    raised; else those that failed are logged.
+    """
+    waiting = {group for group in groups if not group.finished}
+    try:
+        with progress(len(groups), use_tqdm) as advance:
+            advance(len(groups) - len(waiting))
+            while waiting and core.busy:
+                ended = {job for job in core.step() if job.finished} & waiting
+                waiting -= ended
+                if ended:
+                    advance(len(ended))
+    finally:
+        core.abort(waiting)
+    errors = [group.error for group in groups if group.error is not None]
+    if errors and all(group.failed for group in groups):
+        raise errors[0]
+    for error in errors:
+        logger.error("a request failed: %s", error)
+    return [group.output() for group in groups]
+
+
+def stream(core: EngineCore, group: RequestGroup) -> Generator[RequestOutput]:
+    """Yield what is new after each step. Leaving early aborts the request; an error is raised."""
+    core.add(group)
+    try:
+        while True:
+            news = group.news(RequestOutputKind.DELTA)
+            if news is not None:
+                yield news
+            elif group.finished:
+                break
+            else:
+                core.step()
+        if group.error is not None:
+            raise group.error
+    finally:
+        core.abort([group])

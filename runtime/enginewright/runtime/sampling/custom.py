@@ -1,0 +1,159 @@
+"""Logits processors of users: functions, classes, and installed ones by their names.
+
+| tensor | shape | dtype   | meaning                                     |
+|--------|-------|---------|---------------------------------------------|
+| logits | [V]   | float32 | a copy of the row that a function may keep  |
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from enginewright.runtime.errors import EnginewrightError, RequestError, SamplingParamsError
+from enginewright.runtime.sampling.processors import Logits
+
+GROUP = "enginewright.logits_processors"
+"""The group of entry points under which a package offers processors by name."""
+
+LogitsProcessor: TypeAlias = Callable[..., Any]
+
+
+@functools.cache
+def installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """The processors that installed packages offer, by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def check_named(name: str) -> None:
+    """A request may only name what is installed: it cannot make the process import modules."""
+    if name not in installed():
+        raise SamplingParamsError(
+            f"logits_processors={name!r:.200} is not legal: a text must name an installed "
+            f"processor (an entry point of {GROUP}); {_list_installed()}"
+        )
+
+
+def load_processors(given: Any) -> tuple[LogitsProcessor, ...]:
+    """Those that an LLM is constructed with: functions, names, or "module:attribute"."""
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise _illegal(given, "no list")
+    return tuple(_imported(each) if isinstance(each, str) else _checked(each) for each in given)
+
+
+class CustomProcessors:
+    """The functions that see one output, called in their order.
+
+    A class is instantiated, without arguments, for this output alone.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        of_request: Sequence[LogitsProcessor | str],
+        of_llm: Sequence[LogitsProcessor] = (),
+    ) -> None:
+        self._prompt = prompt
+        self._functions = [
+            (name, function, _takes_prompt(function))
+            for owner, processors in (("the LLM's ", of_llm), ("", of_request))
+            for number, given in enumerate(processors)
+            for name in [f"{owner}logits_processors[{number}] ({_name(given)})"]
+            for function in [_ready(name, given)]
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._functions)
+
+    def __call__(self, logits: Logits, output: Sequence[int]) -> Logits:
+        for name, function, takes_prompt in self._functions:
+            before = [list(self._prompt)] if takes_prompt else []
+            # Lists of its own: what it does to them harms nobody.
+            logits = _call(name, function, *before, list(output), logits=logits)
+        return logits
+
+
+def _imported(text: str) -> LogitsProcessor:
+    module, colon, attributes = text.partition(":")
+    if not colon and text not in installed():
+        raise _illegal(text, _list_installed())
+    try:
+        if not colon:
+            return _checked(installed()[text].load())
+        return _checked(
+            functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+        )
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _illegal(text, f"it cannot be imported: {error}") from error
+
+
+def _checked(found: Any) -> LogitsProcessor:
+    if not callable(found):
+        raise _illegal(found, "it cannot be called")
+    function: LogitsProcessor = found
+    return function
+
+
+def _illegal(given: object, why: str) -> EnginewrightError:
+    return EnginewrightError(
+        f"logits_processors={given!r:.200} is not legal ({why}): it must be a list of functions, "
+        f'names of installed processors (entry points of {GROUP}), and "module:attribute"'
+    )
+
+
+def _list_installed() -> str:
+    return f"installed are: {', '.join(sorted(installed())) or 'none'}"
+
+
+def _ready(name: str, given: LogitsProcessor | str) -> LogitsProcessor:
+    """The function itself: loaded if it was named, an instance if it is a class."""
+    try:
+        found = installed()[given].load() if isinstance(given, str) else given
+        made = found() if isinstance(found, type) else found
+    except Exception as error:  # the code is the user's: anything may come
+        raise SamplingParamsError(
+            f"{name} cannot be made ready: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(made):
+        raise SamplingParamsError(f"{name} is not legal: it must be a function, or a class of such")
+    function: LogitsProcessor = made
+    return function
+
+
+def _call(name: str, function: LogitsProcessor, *ids: list[int], logits: Logits) -> Logits:
+    """What a user's function makes of the logits, as a row of its own; RequestError if nothing."""
+    try:
+        result = np.asarray(function(*ids, logits), dtype=np.float32)
+    except Exception as error:  # the function is the user's: anything may come
+        raise RequestError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if result.shape != logits.shape:
+        raise RequestError(
+            f"{name} returned the shape {list(result.shape)}: it must return logits of the shape "
+            f"{list(logits.shape)}"
+        )
+    if np.isnan(result).any():
+        raise RequestError(f"{name} returned NaN: it must return numbers, or -inf")
+    # It may return what it keeps, or what cannot be written to; later processors write in place.
+    return result if result is logits else result.copy()
+
+
+def _name(given: LogitsProcessor | str) -> str:
+    if isinstance(given, str):
+        return given
+    return str(getattr(given, "__name__", type(given).__name__))
+
+
+def _takes_prompt(function: LogitsProcessor) -> bool:
+    """Three parameters mean (prompt ids, output ids, logits); two, the latter."""
+    try:
+        return len(inspect.signature(function).parameters) == 3
+    except ValueError:  # a built-in without a signature
+        return False
