@@ -171,7 +171,7 @@ def test_structured_output(run: Run, llm: LLM) -> None:
 
 
 def test_default_params(run: Run) -> None:
-    lines = re.sub(r"(?m): \S+generation_config", ": FILE", run("default_params").out).splitlines()
+    lines = re.sub(r": \S+/generation_config", ": FILE", run("default_params").out).splitlines()
     ends = "    eos_token_ids = [2]: the model's tokenizer and configs"
     assert lines[:4] == ["{}", ends, "{'generation_config': 'vllm'}", ends]
     assert lines[5:9] == [
