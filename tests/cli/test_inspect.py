@@ -10,8 +10,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from enginewright.cli.main import main
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.manifest import seal
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import seal
 
 
 def test_the_page_names_what_the_artifact_holds(tiny_artifact: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from enginewright.cli.main import main
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 
 
 @pytest.fixture

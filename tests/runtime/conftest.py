@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, save_model
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
-from enginewright.runtime.manifest import (
+from enginewright.runtime.artifact.manifest import (
     MANIFEST_NAME,
     EngineEntry,
     FileEntry,
@@ -27,6 +26,7 @@ from enginewright.runtime.manifest import (
     SourceEntry,
     StepsEntry,
 )
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 
 # A busy machine must not fail a property: no limits of wall-clock time.
 hypothesis.settings.register_profile(

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from enginewright.runtime import artifact as artifact_module
-from enginewright.runtime.artifact import Artifact, sha256_file
+from enginewright.runtime.artifact import artifact as artifact_module
+from enginewright.runtime.artifact.artifact import Artifact, sha256_file
+from enginewright.runtime.artifact.integrity import FileState, VerifiedFiles, cache_folder
+from enginewright.runtime.artifact.manifest import seal
 from enginewright.runtime.errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -23,8 +25,6 @@ from enginewright.runtime.errors import (
     SchemaVersionError,
     TargetError,
 )
-from enginewright.runtime.integrity import FileState, VerifiedFiles, cache_folder
-from enginewright.runtime.manifest import seal
 
 WEIGHTS = "engine/weights.bin"
 

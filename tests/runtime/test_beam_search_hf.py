@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from enginewright.runtime.beam_search.hypotheses import Hypothesis
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.search import BeamSearch
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

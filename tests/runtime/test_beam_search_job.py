@@ -18,11 +18,11 @@ from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.results import beam_output, request_output
 from enginewright.runtime.beam_search.run import BeamJobs, run, warn_of_generate
 from enginewright.runtime.beam_search.search import BeamSearch
-from enginewright.runtime.core import EngineCore
 from enginewright.runtime.errors import EnginewrightError, RequestError, SamplingParamsError
-from enginewright.runtime.outputs import Logprob
+from enginewright.runtime.requests.outputs import Logprob
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 EOS = 30
 PROMPT = [3, 1, 4, 1, 5]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from enginewright.runtime.chat import ChatTemplate
 from enginewright.runtime.errors import ChatTemplateError, PromptError
+from enginewright.runtime.text.chat import ChatTemplate
 
 transformers = pytest.importorskip("transformers")
 

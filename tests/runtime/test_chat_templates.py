@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from enginewright.runtime.chat import ChatTemplate
 from enginewright.runtime.errors import ChatTemplateError, EnginewrightError
-from enginewright.runtime.templates import load_chat_template, named_templates
+from enginewright.runtime.text.chat import ChatTemplate
+from enginewright.runtime.text.templates import load_chat_template, named_templates
 
 transformers = pytest.importorskip("transformers")
 

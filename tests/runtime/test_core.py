@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginewright.runtime import scoring
-from enginewright.runtime.core import EngineCore, step_batch
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.group import RequestGroup
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
+from enginewright.runtime.scheduling.core import EngineCore, step_batch
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
 

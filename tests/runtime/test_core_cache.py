@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginewright.runtime.core import EngineCore
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.group import RequestGroup
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
+from enginewright.runtime.scheduling.core import EngineCore
 
 STEMS = ((3, 1, 4, 1, 5, 9, 2, 6) * 5, (2, 7, 1, 8, 2, 8) * 7)
 

@@ -16,9 +16,9 @@ from enginewright.runtime import (
     RequestOutputKind,
     SamplingParams,
 )
-from enginewright.runtime.manifest import SamplingDefault
-from enginewright.runtime.prompt_warnings import _said
+from enginewright.runtime.artifact.manifest import SamplingDefault
 from enginewright.runtime.sampling.defaults import choose_defaults
+from enginewright.runtime.text.prompt_warnings import _said
 
 OWN = {
     "temperature": SamplingDefault(0.6, "generation_config.json: temperature"),
@@ -32,7 +32,7 @@ def with_defaults(
     make_tiny: Callable[..., Path], manifest_writer: Callable[..., Any]
 ) -> Callable[..., Path]:
     def make(**defaults: SamplingDefault) -> Path:
-        from enginewright.runtime.artifact import Artifact
+        from enginewright.runtime.artifact.artifact import Artifact
 
         folder = make_tiny()
         entry = Artifact.open(folder).engine()
@@ -44,7 +44,7 @@ def with_defaults(
 
 @pytest.fixture
 def manifest(with_defaults: Callable[..., Path]) -> Any:
-    from enginewright.runtime.artifact import Artifact
+    from enginewright.runtime.artifact.artifact import Artifact
 
     return Artifact.open(with_defaults(**OWN)).manifest
 

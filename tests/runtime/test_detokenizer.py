@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from enginewright.runtime.detokenizer import IncrementalDetokenizer, StopScanner
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer, StopScanner
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and then it doesn't.",

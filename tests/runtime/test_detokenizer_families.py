@@ -30,8 +30,8 @@ from tokenizers import Tokenizer as Backend
 
 from enginewright.builder.recipe import load_recipe
 from enginewright.builder.source import open_source
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2-135m-instruct-cpu-int4.yaml"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 TEXTS = ["n", "o", " ", "é", "日", "no", "on", " n"]
 

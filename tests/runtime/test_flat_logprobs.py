@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginewright.runtime import FlatLogprobs, Logprob, SamplingParams, SamplingParamsError
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.outputs import CompletionOutput
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.outputs import CompletionOutput
 from enginewright.runtime.sampling.logprobs import check_logprobs
 from enginewright.runtime.sampling.sampler import Sampler
 

@@ -16,13 +16,13 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from enginewright.runtime import SamplingParams, StructuredOutputsParams
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.outputs import CompletionOutput
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.outputs import CompletionOutput
 from enginewright.runtime.sampling.grammar import Grammar, GrammarCompiler
 from enginewright.runtime.sampling.sampler import Sampler
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 CORPUS = [
     '{"name": "Ada", "age": 36, "tags": ["a", "bc"], "ok": true, "none": null}',

@@ -19,7 +19,7 @@ from enginewright.runtime import (
     StructuredOutputsParams,
 )
 from enginewright.runtime.sampling.grammar import Grammar, GrammarCompiler
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 EOS = 256
 

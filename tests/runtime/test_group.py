@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.runtime.core import EngineCore
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.group import RequestGroup
-from enginewright.runtime.outputs import RequestOutput
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.group import RequestGroup
+from enginewright.runtime.requests.outputs import RequestOutput
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
 from enginewright.runtime.sampling.sampler import Sampler
+from enginewright.runtime.scheduling.core import EngineCore
 
 PROMPT = (4, 1, 5, 9, 2, 6)
 DELTA, CUMULATIVE, FINAL = (

@@ -13,9 +13,17 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken
 
-from enginewright.runtime import LLM, SamplingParams, linter
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.linter import (
+from enginewright.runtime import LLM, SamplingParams
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import (
+    Manifest,
+    SamplingDefault,
+    SourceEntry,
+    parse_manifest,
+)
+from enginewright.runtime.sampling.defaults import choose_defaults
+from enginewright.runtime.text import linter
+from enginewright.runtime.text.linter import (
     Facts,
     lint_artifact,
     lint_defaults,
@@ -23,11 +31,9 @@ from enginewright.runtime.linter import (
     lint_prompt,
     lint_template,
 )
-from enginewright.runtime.manifest import Manifest, SamplingDefault, SourceEntry, parse_manifest
-from enginewright.runtime.prompt_warnings import _said
-from enginewright.runtime.sampling.defaults import choose_defaults
-from enginewright.runtime.templates import load_chat_template, named_templates
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.prompt_warnings import _said
+from enginewright.runtime.text.templates import load_chat_template, named_templates
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
 CHATML = load_chat_template("chatml")
@@ -245,7 +251,7 @@ def test_a_prompt_without_the_answers_beginning(facts: Callable[..., Facts]) -> 
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """The codes that were logged since the last call, in a process that has said nothing yet."""
     _said.clear()
-    caplog.set_level(logging.WARNING, "enginewright.runtime.prompt_warnings")
+    caplog.set_level(logging.WARNING, "enginewright.runtime.text.prompt_warnings")
 
     def take() -> list[str]:
         lines = [record.getMessage() for record in caplog.records]

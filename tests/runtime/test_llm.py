@@ -378,7 +378,7 @@ def test_a_missing_tokenizer_is_refused(
 
 
 def _entry(folder: Path) -> Any:
-    from enginewright.runtime.artifact import Artifact
+    from enginewright.runtime.artifact.artifact import Artifact
 
     return Artifact.open(folder).engine()
 

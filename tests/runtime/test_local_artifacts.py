@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from enginewright.runtime import LLM, ArtifactNotFoundError, EnginewrightError, SamplingParams
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.integrity import cache_folder
-from enginewright.runtime.local_artifacts import BuiltFrom, local_artifacts, remember
-from enginewright.runtime.manifest import SourceEntry
-from enginewright.runtime.model_lookup import build_command, find_artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.integrity import cache_folder
+from enginewright.runtime.artifact.local_artifacts import BuiltFrom, local_artifacts, remember
+from enginewright.runtime.artifact.manifest import SourceEntry
+from enginewright.runtime.artifact.model_lookup import build_command, find_artifact
 
 COMMIT, OTHER = "0123456789" * 4, "abcdefabcd" * 4
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from enginewright.runtime import core
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import KVEntry
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.backends.onnxruntime import (
     KEPT_LOGITS_ROWS,
@@ -23,7 +23,7 @@ from enginewright.runtime.backends.onnxruntime import (
 )
 from enginewright.runtime.engine import BlockCopy, StepBatch
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError
-from enginewright.runtime.manifest import KVEntry
+from enginewright.runtime.scheduling import core
 
 PROMPTS = [[3, 14, 15, 92, 65, 35, 89, 79, 32], [200, 1, 7], [42, 42, 42, 8, 100]]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

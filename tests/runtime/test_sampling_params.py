@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from enginewright.runtime.artifact.manifest import SamplingDefault
 from enginewright.runtime.errors import ArtifactError, SamplingParamsError
-from enginewright.runtime.manifest import SamplingDefault
 from enginewright.runtime.sampling.defaults import resolve_defaults
 from enginewright.runtime.sampling.kinds import RequestOutputKind, SamplingType
 from enginewright.runtime.sampling.params import SamplingParams

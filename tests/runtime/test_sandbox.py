@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from enginewright.runtime.chat import ChatTemplate
 from enginewright.runtime.errors import ChatTemplateError
 from enginewright.runtime.sandbox import rendering
+from enginewright.runtime.text.chat import ChatTemplate
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginewright.runtime.beam_rows import BeamRows
 from enginewright.runtime.engine import StepSupport
 from enginewright.runtime.kv_cache.blocks import BlockCache
 from enginewright.runtime.kv_cache.cache import KVCache
 from enginewright.runtime.kv_cache.slots import SlotCache
-from enginewright.runtime.row import Row
-from enginewright.runtime.scheduler import Scheduler, StepPlan
+from enginewright.runtime.scheduling.beam_rows import BeamRows
+from enginewright.runtime.scheduling.row import Row
+from enginewright.runtime.scheduling.scheduler import Scheduler, StepPlan
 
 Step = tuple[str, list[tuple[int, int, int]]]
 

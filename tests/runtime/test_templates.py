@@ -16,8 +16,8 @@ from enginewright.runtime import (
     SamplingParams,
     load_chat_template,
 )
-from enginewright.runtime.chat import ChatTemplate
-from enginewright.runtime.templates import named_templates, special_tokens
+from enginewright.runtime.text.chat import ChatTemplate
+from enginewright.runtime.text.templates import named_templates, special_tokens
 
 GREEDY = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 ASK = [{"role": "user", "content": "hi"}]

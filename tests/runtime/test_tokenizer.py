@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from enginewright.runtime.errors import ArtifactError, PromptError
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from enginewright.builder.disk import writing_to
 from enginewright.plugins.attention import contract
+from enginewright.runtime.artifact.integrity import cache_folder
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.integrity import cache_folder
 
 TOOLS = (
     "enginewright",

@@ -22,12 +22,9 @@ from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
 from enginewright.builder.targets import CompileRequest, target_of
 from enginewright.builder.targets.operators import compiler_version, find_compiler
-from enginewright.runtime.artifact import sha256_file
-from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
-from enginewright.runtime.errors import ConformanceError
-from enginewright.runtime.llm import LLM
-from enginewright.runtime.local_artifacts import BuiltFrom, remember
-from enginewright.runtime.manifest import (
+from enginewright.runtime.artifact.artifact import sha256_file
+from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember
+from enginewright.runtime.artifact.manifest import (
     MANIFEST_NAME,
     EngineEntry,
     LimitsEntry,
@@ -35,7 +32,10 @@ from enginewright.runtime.manifest import (
     SamplingDefault,
     SourceEntry,
 )
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
+from enginewright.runtime.errors import ConformanceError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
 _SAMPLING_KEYS = {

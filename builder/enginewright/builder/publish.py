@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.builder.disk import writing_to
+from enginewright.runtime.artifact.manifest import MANIFEST_NAME, FileEntry
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.manifest import MANIFEST_NAME, FileEntry
 
 _EXCHANGE = 2
 _AT_FDCWD = -100

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from enginewright.runtime.conformance import Reference, log_softmax, some_positions
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 _GREEDY_TOKENS = 64
 _WINDOW = 512

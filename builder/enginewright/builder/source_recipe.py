@@ -11,8 +11,8 @@ from enginewright.builder.recipe import Recipe, SourceSpec, make_recipe
 from enginewright.builder.recipe_yaml import apply_override
 from enginewright.builder.source import open_source
 from enginewright.builder.source.hub import newest_commit
+from enginewright.runtime.artifact.model_lookup import DEFAULT_PRECISION
 from enginewright.runtime.errors import RecipeError
-from enginewright.runtime.model_lookup import DEFAULT_PRECISION
 
 MOST_CONTEXT = 8192
 """Tokens a row where neither --set nor the model's own positions ask for fewer."""

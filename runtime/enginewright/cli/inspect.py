@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from enginewright.cli.text import size, table
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.manifest import MANIFEST_NAME, EngineEntry, Manifest
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import MANIFEST_NAME, EngineEntry, Manifest
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginewright.runtime.linter import Facts, Finding
+    from enginewright.runtime.text.linter import Facts, Finding
 
 
 @click.command()
@@ -53,10 +53,10 @@ def command(
 
 
 def _facts(artifact: Path, chat_template: str | None) -> Facts:
-    from enginewright.runtime.artifact import Artifact
-    from enginewright.runtime.linter import Facts
-    from enginewright.runtime.templates import Templates
-    from enginewright.runtime.tokenizer import Tokenizer
+    from enginewright.runtime.artifact.artifact import Artifact
+    from enginewright.runtime.text.linter import Facts
+    from enginewright.runtime.text.templates import Templates
+    from enginewright.runtime.text.tokenizer import Tokenizer
 
     opened = Artifact.open(artifact, verify="never")
     tokenizer = Tokenizer.from_file(opened.file("tokenizer.json"))
@@ -65,8 +65,8 @@ def _facts(artifact: Path, chat_template: str | None) -> Facts:
 
 def _findings(facts: Facts, prompts: tuple[str, ...]) -> Iterator[tuple[str | None, Finding]]:
     """Every finding, with the prompt that it is about."""
-    from enginewright.runtime import linter
     from enginewright.runtime.sampling.defaults import choose_defaults
+    from enginewright.runtime.text import linter
 
     defaults = choose_defaults(facts.manifest)
     for finding in (

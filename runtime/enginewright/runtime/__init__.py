@@ -35,20 +35,20 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from enginewright.runtime.explain import EffectiveParameter, Explanation
-    from enginewright.runtime.flat_logprobs import FlatLogprobs
     from enginewright.runtime.llm import LLM
-    from enginewright.runtime.outputs import (
+    from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
+    from enginewright.runtime.requests.outputs import (
         CompletionOutput,
         Logprob,
         RequestMetrics,
         RequestOutput,
     )
-    from enginewright.runtime.prompts import TextPrompt, TokensPrompt
+    from enginewright.runtime.requests.prompts import TextPrompt, TokensPrompt
     from enginewright.runtime.sampling.kinds import RequestOutputKind, SamplingType
     from enginewright.runtime.sampling.params import SamplingParams
     from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
     from enginewright.runtime.sampling.structured import StructuredOutputsParams
-    from enginewright.runtime.templates import load_chat_template
+    from enginewright.runtime.text.templates import load_chat_template
 
 __all__ = [
     "LLM",
@@ -98,19 +98,22 @@ _HOME = {
     "BeamSearchOutput": "beam_search.outputs",
     "BeamSearchParams": "beam_search.params",
     "BeamSearchSequence": "beam_search.outputs",
+    "CompletionOutput": "requests.outputs",
     "EffectiveParameter": "explain",
     "Explanation": "explain",
-    "FlatLogprobs": "flat_logprobs",
+    "FlatLogprobs": "requests.flat_logprobs",
     "LLM": "llm",
+    "Logprob": "requests.outputs",
     "RepetitionDetectionParams": "sampling.repetition",
+    "RequestMetrics": "requests.outputs",
+    "RequestOutput": "requests.outputs",
     "RequestOutputKind": "sampling.kinds",
     "SamplingParams": "sampling.params",
     "SamplingType": "sampling.kinds",
     "StructuredOutputsParams": "sampling.structured",
-    "TextPrompt": "prompts",
-    "TokensPrompt": "prompts",
-    "load_chat_template": "templates",
-    **dict.fromkeys(("CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"), "outputs"),
+    "TextPrompt": "requests.prompts",
+    "TokensPrompt": "requests.prompts",
+    "load_chat_template": "text.templates",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

@@ -25,16 +25,16 @@ from enginewright.runtime.errors import (
     OverloadedError,
     RequestError,
 )
-from enginewright.runtime.group import RequestGroup
-from enginewright.runtime.job import Job
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loading import LoadedModel
 from enginewright.runtime.options import whole
-from enginewright.runtime.outputs import RequestOutput
-from enginewright.runtime.prompts import Conversation, Prompt
-from enginewright.runtime.request_arguments import ChatOptions, Tokenization, read_call
+from enginewright.runtime.requests.arguments import ChatOptions, Tokenization, read_call
+from enginewright.runtime.requests.group import RequestGroup
+from enginewright.runtime.requests.outputs import RequestOutput
+from enginewright.runtime.requests.prompts import Conversation, Prompt
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.scheduling.job import Job
 
 T = TypeVar("T")
 J = TypeVar("J", RequestGroup, BeamJob)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import ArtifactError, TargetError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from enginewright.runtime.core import EngineCore
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.job import Job
+from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.scheduling.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -7,40 +7,41 @@ from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
-from enginewright.runtime import running, scoring
-from enginewright.runtime.artifact import Verify
+from enginewright.runtime import scoring
+from enginewright.runtime.artifact.artifact import Verify
 from enginewright.runtime.beam_search import run as beams
 from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.outputs import BeamSearchOutput
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.results import beam_output, request_output
-from enginewright.runtime.chat import ContentFormat
-from enginewright.runtime.core import EngineCore
 from enginewright.runtime.engine_arguments import check_others, check_runner
 from enginewright.runtime.errors import EnginewrightError, PromptError, RequestError
-from enginewright.runtime.group import RequestGroup
 from enginewright.runtime.loading import Loaded, LoadedModel, load
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_chunk, one_of_two
-from enginewright.runtime.outputs import RequestOutput
 from enginewright.runtime.progress import UseTqdm, check_progress
-from enginewright.runtime.prompts import (
+from enginewright.runtime.requests import running
+from enginewright.runtime.requests.arguments import (
+    CallOptions,
+    ChatOptions,
+    Tokenization,
+    read_call,
+)
+from enginewright.runtime.requests.factory import for_each
+from enginewright.runtime.requests.group import RequestGroup
+from enginewright.runtime.requests.outputs import RequestOutput
+from enginewright.runtime.requests.prompts import (
     Conversation,
     Prompt,
     Prompts,
     split_conversations,
     split_prompts,
 )
-from enginewright.runtime.request_arguments import (
-    CallOptions,
-    ChatOptions,
-    Tokenization,
-    read_call,
-)
-from enginewright.runtime.request_factory import for_each
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
 from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.templates import TemplateSource
+from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.text.chat import ContentFormat
+from enginewright.runtime.text.templates import TemplateSource
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 

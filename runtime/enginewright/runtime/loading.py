@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.core import EngineCore
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.artifact.model_lookup import find_artifact
+from enginewright.runtime.artifact.plans import open_plan
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.explain import Explanation
-from enginewright.runtime.linter import Facts
-from enginewright.runtime.manifest import Manifest
-from enginewright.runtime.model_lookup import find_artifact
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
-from enginewright.runtime.plans import open_plan
-from enginewright.runtime.prompt_warnings import PromptWarnings
-from enginewright.runtime.request_factory import RequestFactory
+from enginewright.runtime.requests.factory import RequestFactory
 from enginewright.runtime.sampling.custom import load_processors
 from enginewright.runtime.sampling.defaults import choose_defaults
 from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.templates import Templates
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.text.linter import Facts
+from enginewright.runtime.text.prompt_warnings import PromptWarnings
+from enginewright.runtime.text.templates import Templates
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

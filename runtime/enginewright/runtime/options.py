@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginewright.runtime.artifact import Verify
-from enginewright.runtime.core import EngineCore
+from enginewright.runtime.artifact.artifact import Verify
+from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 from enginewright.runtime.engine import Engine, StepSupport
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.manifest import EngineEntry, Manifest
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
-from enginewright.runtime.scheduler import LEAST_TOKENS_PER_STEP, MAX_TOKENS_PER_STEP
-from enginewright.runtime.templates import TemplateSource
+from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.scheduling.scheduler import LEAST_TOKENS_PER_STEP, MAX_TOKENS_PER_STEP
+from enginewright.runtime.text.templates import TemplateSource
 
 HIGHEST_SEED = 2**64 - 1
 MOST_THREADS = 256

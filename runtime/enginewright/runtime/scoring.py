@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.core import EngineCore, step_batch
 from enginewright.runtime.engine import EngineInfo
+from enginewright.runtime.scheduling.core import EngineCore, step_batch
 
 Logits = NDArray[np.float32]
 

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 from enginewright.builder.targets import operators
+from enginewright.runtime.artifact.integrity import cache_folder
+from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.integrity import cache_folder
-from enginewright.runtime.native_code import this_platform
 
 needs_compiler = pytest.mark.skipif(
     operators.find_compiler() is None, reason="no C++ compiler on this machine"

@@ -14,7 +14,7 @@ from enginewright.cli.bench.children import OUR_WORKER, sample
 from enginewright.cli.bench.environment import own_requirement
 from enginewright.cli.bench.workload import make_workload
 from enginewright.cli.main import main
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import EnginewrightError
 
 

@@ -17,7 +17,7 @@ from enginewright.cli.bench.machine import Busy, disturbance, memory
 from enginewright.cli.bench.stats import Figure, figures_data
 from enginewright.cli.bench.turns import Samples, remark, take_turns
 from enginewright.cli.bench.workload import Workload, figures, make_workload
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 
 
 def sample(disturbed: float = 0.0, **said: Any) -> Sample:

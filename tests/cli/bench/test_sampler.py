@@ -20,7 +20,7 @@ from enginewright.cli.bench.sampler import (
     take_sampler,
 )
 from enginewright.cli.main import main
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.sampling.params import SamplingParams
 
 SMALL = ["--rows", "2", "--steps", "2", "--runs", "1", "--threads", "1"]

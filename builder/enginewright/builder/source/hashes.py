@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from enginewright.runtime.integrity import FileState, cache_folder, sha256_file
+from enginewright.runtime.artifact.integrity import FileState, cache_folder, sha256_file
 
 
 def source_digest(files: Mapping[str, Path]) -> str:

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 
 from enginewright.builder.source.json_file import read_json
 from enginewright.builder.source.quiet import quiet_transformers
-from enginewright.runtime.chat import ChatTemplate
 from enginewright.runtime.errors import ChatTemplateError, SourceError, UnsupportedModelError
+from enginewright.runtime.text.chat import ChatTemplate
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")

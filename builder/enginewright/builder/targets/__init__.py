@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from enginewright.builder.export import CacheShape
+from enginewright.runtime.artifact.manifest import EngineEntry, LimitsEntry
 from enginewright.runtime.errors import RecipeError
-from enginewright.runtime.manifest import EngineEntry, LimitsEntry
 
 _TARGETS = {"cpu": ("enginewright.builder.targets.cpu", "CpuTarget")}
 

@@ -27,9 +27,9 @@ from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.targets import CompileRequest, Target, operators
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.plugins.block_linear import contract as block_linear
-from enginewright.runtime.artifact import sha256_file
-from enginewright.runtime.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
-from enginewright.runtime.native_code import this_platform
+from enginewright.runtime.artifact.artifact import sha256_file
+from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
+from enginewright.runtime.artifact.native_code import this_platform
 
 logger = logging.getLogger(__name__)
 

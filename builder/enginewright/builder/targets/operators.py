@@ -16,9 +16,9 @@ from pathlib import Path
 
 from enginewright.builder.cache import cached_file, digest
 from enginewright.plugins.block_linear import contract
-from enginewright.runtime.artifact import sha256_file
+from enginewright.runtime.artifact.artifact import sha256_file
+from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.native_code import remember, this_platform
 
 _SOURCES = Path(contract.__file__).parent / "cpu"
 _COMPILERS = ("c++", "g++", "clang++")

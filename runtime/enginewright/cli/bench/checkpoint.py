@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enginewright.cli.bench.environment import bench_folder
 from enginewright.cli.extras import require
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import SourceError
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from enginewright.runtime.artifact.integrity import cache_folder
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.integrity import cache_folder
 
 _SOURCE_SUFFIXES = frozenset({".py", ".toml"})
 

@@ -17,7 +17,7 @@ from enginewright.cli.bench.comparison import OURS, Comparison
 from enginewright.cli.bench.peer import PEERS
 from enginewright.cli.bench.turns import Take, take_turns
 from enginewright.cli.bench.workload import Workload, make_workload
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import load_backend
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference
 

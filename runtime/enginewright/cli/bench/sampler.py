@@ -18,7 +18,7 @@ from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import Take, remark, take_turns
 from enginewright.cli.bench.workload import make_workload
 from enginewright.cli.text import table
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 
 VOCABULARY = 150_000
 PROMPT_TOKENS = 4

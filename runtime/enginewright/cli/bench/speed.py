@@ -14,7 +14,7 @@ from enginewright.cli.bench.stats import HEADER, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.bench.workload import BATCH, DECODE_PROMPT, figures, make_workload
 from enginewright.cli.text import table
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import load_backend
 
 

@@ -22,7 +22,7 @@ from enginewright.cli.bench.environment import (
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.text import table
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import EnginewrightError
 
 PROMPT = "The capital of France is"

@@ -14,7 +14,7 @@ import click
 
 from enginewright.cli.bench.children import Sample
 from enginewright.cli.bench.stats import Figure
-from enginewright.runtime.manifest import EngineEntry, Manifest
+from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 
 DECODE_PROMPT = 32
 BATCH = 8

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import MissingDependencyError, TargetError
-from enginewright.runtime.manifest import EngineEntry
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry
 from enginewright.runtime.cores import available_cores
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.errors import (
@@ -38,7 +39,6 @@ from enginewright.runtime.errors import (
     NativeCodeError,
     TargetError,
 )
-from enginewright.runtime.manifest import EngineEntry, KVEntry
 
 GRAPH_OPTIMIZATION = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
 """The builder has fused the graph already; higher levels cost load time and gain nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from enginewright.runtime.beam_search.candidates import Candidates
-from enginewright.runtime.outputs import FinishReason
+from enginewright.runtime.requests.outputs import FinishReason
 
 Scores = dict[int, tuple[float, int | None]]
 """Token id -> (log probability, rank from 1)."""

@@ -6,17 +6,17 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginewright.runtime.beam_rows import BeamRows
 from enginewright.runtime.beam_search.hypotheses import Hypothesis
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.search import BeamSearch, Constraint
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.job import Job, Logits
-from enginewright.runtime.outputs import RequestMetrics
-from enginewright.runtime.row import Row
-from enginewright.runtime.scheduler import Scheduler
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.requests.outputs import RequestMetrics
+from enginewright.runtime.scheduling.beam_rows import BeamRows
+from enginewright.runtime.scheduling.job import Job, Logits
+from enginewright.runtime.scheduling.row import Row
+from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

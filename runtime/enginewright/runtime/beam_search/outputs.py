@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.outputs import FinishReason, Logprob
+from enginewright.runtime.requests.outputs import FinishReason, Logprob
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from enginewright.runtime.beam_search.hypotheses import Hypothesis, Link
 from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.outputs import BeamSearchOutput, BeamSearchSequence
-from enginewright.runtime.outputs import CompletionOutput, Logprob, RequestOutput
+from enginewright.runtime.requests.outputs import CompletionOutput, Logprob, RequestOutput
 
 
 def beam_output(job: BeamJob) -> BeamSearchOutput:

@@ -15,7 +15,7 @@ from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling.checks import whole
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from enginewright.runtime.beam_search.hypotheses import BestHypotheses, Ending, 
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.rules import rules_of
 from enginewright.runtime.errors import RequestError, SamplingParamsError
-from enginewright.runtime.outputs import FinishReason
+from enginewright.runtime.requests.outputs import FinishReason
 from enginewright.runtime.sampling.processors import Ids, Logits
 
 Real = np.float32 | np.float64

@@ -10,8 +10,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from enginewright.runtime.artifact.manifest import Manifest, SamplingDefault
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, SamplingParamsError
-from enginewright.runtime.manifest import Manifest, SamplingDefault
 from enginewright.runtime.sampling.params import SamplingParams
 
 GenerationConfig: TypeAlias = Literal["auto", "vllm"] | str | os.PathLike[str]

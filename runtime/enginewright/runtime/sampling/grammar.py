@@ -27,7 +27,7 @@ from enginewright.runtime.sampling.grammar_vocabulary import (
 )
 from enginewright.runtime.sampling.processors import Ids
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

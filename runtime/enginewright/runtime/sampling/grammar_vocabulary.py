@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.errors import MissingDependencyError, SamplingParamsError
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

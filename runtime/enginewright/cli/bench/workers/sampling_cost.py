@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.generation import Generation, Request
+from enginewright.runtime.requests.generation import Generation, Request
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
 

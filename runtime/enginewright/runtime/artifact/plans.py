@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.artifact.native_code import objection
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import NativeCodeError, TargetError
-from enginewright.runtime.manifest import EngineEntry
-from enginewright.runtime.native_code import objection
 
 logger = logging.getLogger(__name__)
 

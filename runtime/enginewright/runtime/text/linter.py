@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.errors import ChatTemplateError
-from enginewright.runtime.manifest import Manifest
 from enginewright.runtime.sampling.defaults import OVERRIDE, Defaults
 from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.templates import (
+from enginewright.runtime.text.templates import (
     CONFIG_FILE,
     GENERATION_FILE,
     read_config,
     special_tokens,
 )
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 Level = Literal["error", "warning", "note"]
 
@@ -323,7 +323,7 @@ def _foreign_marks(facts: Facts, text: str) -> Iterator[Finding]:
 def _render(
     facts: Facts, talk: Sequence[tuple[str, str]], add_generation_prompt: bool = False
 ) -> str:
-    from enginewright.runtime.chat import ChatTemplate
+    from enginewright.runtime.text.chat import ChatTemplate
 
     assert facts.template is not None
     template = ChatTemplate(facts.template, **facts.special_tokens)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 
-from enginewright.runtime.core import EngineCore
-from enginewright.runtime.group import RequestGroup
-from enginewright.runtime.outputs import RequestOutput
 from enginewright.runtime.progress import UseTqdm, progress
+from enginewright.runtime.requests.group import RequestGroup
+from enginewright.runtime.requests.outputs import RequestOutput
 from enginewright.runtime.sampling.kinds import RequestOutputKind
+from enginewright.runtime.scheduling.core import EngineCore
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.generation import Generation
-from enginewright.runtime.job import Job, Logits
-from enginewright.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from enginewright.runtime.row import Row
+from enginewright.runtime.requests.generation import Generation
+from enginewright.runtime.requests.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from enginewright.runtime.sampling.kinds import RequestOutputKind
-from enginewright.runtime.scheduler import Scheduler
+from enginewright.runtime.scheduling.job import Job, Logits
+from enginewright.runtime.scheduling.row import Row
+from enginewright.runtime.scheduling.scheduler import Scheduler
 
 
 class RequestGroup(Job):

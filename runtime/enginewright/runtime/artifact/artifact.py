@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from enginewright.runtime.artifact.integrity import (
+    FileState,
+    VerifiedFiles,
+    cache_folder,
+    sha256_file,
+)
+from enginewright.runtime.artifact.manifest import (
+    MANIFEST_NAME,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+)
 from enginewright.runtime.errors import (
     ArtifactError,
     ArtifactNotFoundError,
     EnginewrightError,
     IntegrityError,
     TargetError,
-)
-from enginewright.runtime.integrity import FileState, VerifiedFiles, cache_folder, sha256_file
-from enginewright.runtime.manifest import (
-    MANIFEST_NAME,
-    EngineEntry,
-    FileEntry,
-    Manifest,
-    parse_manifest,
 )
 
 __all__ = ["SMALL_FILE", "Artifact", "Verify", "sha256_file"]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.row import Row
-from enginewright.runtime.scheduler import Scheduler
+from enginewright.runtime.scheduling.row import Row
+from enginewright.runtime.scheduling.scheduler import Scheduler
 
 Logits = NDArray[np.float32]
 

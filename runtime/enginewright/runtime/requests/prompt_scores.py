@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.flat_logprobs import FlatLogprobs
-from enginewright.runtime.outputs import Logprob, PromptLogprobs
+from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
+from enginewright.runtime.requests.outputs import Logprob, PromptLogprobs
 from enginewright.runtime.sampling.logprobs import Scores, prompt_scores, token_matrix
 from enginewright.runtime.sampling.params import SamplingParams
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from enginewright.runtime.artifact.integrity import cache_folder
+from enginewright.runtime.artifact.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from enginewright.runtime.errors import ArtifactError
-from enginewright.runtime.integrity import cache_folder
-from enginewright.runtime.manifest import MANIFEST_NAME, Manifest, parse_manifest
 
 _READ_BY_BUILDS = (".json", ".jinja", ".safetensors", ".model", ".txt")
 

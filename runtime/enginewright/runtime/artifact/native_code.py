@@ -9,9 +9,9 @@ from __future__ import annotations
 import platform
 import sys
 
-from enginewright.runtime.artifact import Artifact
-from enginewright.runtime.integrity import cache_folder
-from enginewright.runtime.manifest import EngineEntry
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.integrity import cache_folder
+from enginewright.runtime.artifact.manifest import EngineEntry
 
 
 def this_platform() -> str:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from enginewright.runtime.chat import ContentFormat
 from enginewright.runtime.errors import ArgumentError, RequestError
 from enginewright.runtime.options import whole
 from enginewright.runtime.progress import UseTqdm, check_progress
-from enginewright.runtime.templates import TemplateSource
+from enginewright.runtime.text.chat import ContentFormat
+from enginewright.runtime.text.templates import TemplateSource
 
 
 class CallOptions(TypedDict, total=False):

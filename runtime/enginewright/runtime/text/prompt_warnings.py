@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from enginewright.runtime.linter import Facts, Finding, lint_artifact, lint_defaults, lint_prompt
 from enginewright.runtime.sampling.defaults import Defaults
+from enginewright.runtime.text.linter import (
+    Facts,
+    Finding,
+    lint_artifact,
+    lint_defaults,
+    lint_prompt,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.flat_logprobs import FlatLogprobs
-from enginewright.runtime.outputs import CompletionOutput, FinishReason, SampleLogprobs
-from enginewright.runtime.prompt_scores import PromptScores, TokenText, with_text
+from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
+from enginewright.runtime.requests.outputs import CompletionOutput, FinishReason, SampleLogprobs
+from enginewright.runtime.requests.prompt_scores import PromptScores, TokenText, with_text
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.repetition import repeats
 from enginewright.runtime.sampling.sampler import SampledToken, Sampler
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
 
 
 @dataclass(frozen=True)

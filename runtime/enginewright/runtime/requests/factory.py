@@ -13,8 +13,6 @@ import numpy as np
 from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.run import BeamJobs
-from enginewright.runtime.chat import template_arguments, with_parsed_calls
-from enginewright.runtime.detokenizer import IncrementalDetokenizer
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import (
     ContextLengthError,
@@ -22,15 +20,14 @@ from enginewright.runtime.errors import (
     SamplingParamsError,
 )
 from enginewright.runtime.explain import Explanation, explain
-from enginewright.runtime.generation import Generation, Request
-from enginewright.runtime.group import RequestGroup
-from enginewright.runtime.prompt_warnings import PromptWarnings
-from enginewright.runtime.prompts import Conversation, TokensPrompt, check_ids, read_prompt
-from enginewright.runtime.request_arguments import (
+from enginewright.runtime.requests.arguments import (
     ChatOptions,
     Tokenization,
     check_chat_options,
 )
+from enginewright.runtime.requests.generation import Generation, Request
+from enginewright.runtime.requests.group import RequestGroup
+from enginewright.runtime.requests.prompts import Conversation, TokensPrompt, check_ids, read_prompt
 from enginewright.runtime.sampling.bad_words import tokenize_words
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import Defaults
@@ -38,8 +35,11 @@ from enginewright.runtime.sampling.grammar import Grammar, GrammarCompiler
 from enginewright.runtime.sampling.logprobs import check_logprobs
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
-from enginewright.runtime.templates import Templates
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.chat import template_arguments, with_parsed_calls
+from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
+from enginewright.runtime.text.prompt_warnings import PromptWarnings
+from enginewright.runtime.text.templates import Templates
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

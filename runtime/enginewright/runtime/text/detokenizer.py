@@ -13,7 +13,7 @@ import copy
 from collections.abc import Sequence
 from typing import Protocol, Self
 
-from enginewright.runtime.tokenizer import Tokenizer
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

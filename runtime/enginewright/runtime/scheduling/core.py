@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.job import Job, Logits
 from enginewright.runtime.kv_cache.blocks import BlockCache
 from enginewright.runtime.kv_cache.cache import Claim, Command, KVCache
 from enginewright.runtime.kv_cache.slots import SlotCache
-from enginewright.runtime.scheduler import MAX_TOKENS_PER_STEP, RowPart, Scheduler, StepPlan
+from enginewright.runtime.scheduling.job import Job, Logits
+from enginewright.runtime.scheduling.scheduler import (
+    MAX_TOKENS_PER_STEP,
+    RowPart,
+    Scheduler,
+    StepPlan,
+)
 
 LEAST_CACHE = 2
 """Tokens: one of a prompt and one of its output."""

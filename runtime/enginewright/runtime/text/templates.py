@@ -10,11 +10,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from enginewright.runtime.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import ArtifactError, ChatTemplateError
 
 if TYPE_CHECKING:
-    from enginewright.runtime.chat import ChatTemplate
+    from enginewright.runtime.text.chat import ChatTemplate
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
@@ -47,7 +47,7 @@ class Templates:
 
         Raises ChatTemplateError where there is none.
         """
-        from enginewright.runtime.chat import ChatTemplate  # jinja2 is only for chat
+        from enginewright.runtime.text.chat import ChatTemplate  # jinja2 is only for chat
 
         source = self.source if override is None else _load(override)
         if source is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self, overload
 
-from enginewright.runtime.outputs import Logprob
+from enginewright.runtime.requests.outputs import Logprob
 
 
 @dataclass

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
-    from enginewright.runtime.flat_logprobs import FlatLogprobs
+    from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 SampleLogprobs: TypeAlias = "list[dict[int, Logprob]] | FlatLogprobs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from enginewright.runtime.kv_cache.cache import KVCache, common_prefix
-from enginewright.runtime.row import Row
+from enginewright.runtime.scheduling.row import Row
 
 Branch = tuple[int, int]
 """A beam's next step: which of the live beams it goes on from, and its token."""

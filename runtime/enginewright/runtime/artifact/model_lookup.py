@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from enginewright.runtime.artifact.local_artifacts import LocalArtifact, local_artifacts
+from enginewright.runtime.artifact.manifest import MANIFEST_NAME
 from enginewright.runtime.errors import ArtifactNotFoundError
-from enginewright.runtime.local_artifacts import LocalArtifact, local_artifacts
-from enginewright.runtime.manifest import MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
 

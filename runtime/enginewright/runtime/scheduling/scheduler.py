@@ -21,11 +21,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.beam_rows import BeamRows, Branch
 from enginewright.runtime.engine import StepSupport
 from enginewright.runtime.kv_cache.cache import Claim, KVCache, common_prefix
 from enginewright.runtime.kv_cache.slots import MIN_REUSE
-from enginewright.runtime.row import Row
+from enginewright.runtime.scheduling.beam_rows import BeamRows, Branch
+from enginewright.runtime.scheduling.row import Row
 
 MAX_TOKENS_PER_STEP = 512
 """Default bound of a prefill step: what running rows wait for between two of their tokens."""

@@ -1,0 +1,1 @@
+"""What was asked for, as it runs, and what is given back."""

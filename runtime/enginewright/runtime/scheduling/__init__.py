@@ -1,0 +1,1 @@
+"""Which rows run when, and the loop that runs them."""
