@@ -162,6 +162,18 @@ def test_a_conversation_goes_on_where_it_was(null_engine: Any) -> None:
 
 
 @pytest.mark.parametrize("block_size", [0, 16])
+def test_without_prefix_caching_nothing_is_taken_over(null_engine: Any, block_size: int) -> None:
+    engine = null_engine(max_context=200, block_size=block_size)
+    core = EngineCore(engine, enable_prefix_caching=False)
+    prompt = list(range(31)) * 4
+    params = SamplingParams(max_tokens=3)
+    groups = [group(engine, number, prompt, params, 200) for number in range(3)]
+    run(core, groups)
+    assert [each.output().num_cached_tokens for each in groups] == [0, 0, 0]
+    assert engine.computed == 3 * (124 + 2)
+
+
+@pytest.mark.parametrize("block_size", [0, 16])
 def test_one_who_does_not_read_the_cache_computes_all(null_engine: Any, block_size: int) -> None:
     engine = null_engine(max_context=200, block_size=block_size)
     core = EngineCore(engine)

@@ -55,6 +55,7 @@ class EngineCore:
         self._engine = engine
         self._cache = open_cache(engine.describe(), kv_cache_memory_bytes, enable_prefix_caching)
         self._scheduler = Scheduler(engine.describe().steps, self._cache, max_tokens_per_step)
+        self._prefix_caching = enable_prefix_caching
         self._jobs: dict[int, Job] = {}
 
     def describe(self) -> EngineInfo:
@@ -86,7 +87,8 @@ class EngineCore:
             )
         info = self._engine.describe()
         row.exact = row.exact and info.batch_invariant
-        row.reads_cache = row.reads_cache and (info.chunk_invariant or not row.exact)
+        may_read = self._prefix_caching and (info.chunk_invariant or not row.exact)
+        row.reads_cache = row.reads_cache and may_read
         self._scheduler.add(row)
         self._jobs |= dict.fromkeys(job.row_ids, job)
 
