@@ -162,6 +162,37 @@ def test_beam_search_is_llms(tiny_artifact: Path, llm: LLM) -> None:
     assert beside[-1].outputs == llm.generate("beside", GREEDY)[0].outputs
 
 
+def test_seeds_after_a_beam_search_do_not_depend_on_when_it_is_prepared(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows have their numbers at the call, as those of every request."""
+    beams = BeamSearchParams(beam_width=3, max_tokens=2)
+    params = SamplingParams(temperature=1.5, max_tokens=12)
+    with LLM(tiny_artifact, threads=1, seed=5) as llm:
+        llm.beam_search(["Hello"], beams)
+        expected = llm.generate("Hi", params)[0].outputs[0].token_ids
+    preparing, go_on = threading.Event(), threading.Event()
+
+    async def task(engine: AsyncLLM) -> Any:
+        encode = engine.get_tokenizer().encode
+
+        def slowly(text: str, *more: Any) -> list[int]:
+            if text == "Hello":
+                preparing.set()
+                assert go_on.wait(60)
+            return encode(text, *more)
+
+        monkeypatch.setattr(engine.get_tokenizer(), "encode", slowly)
+        searching = asyncio.ensure_future(engine.beam_search("Hello", beams))
+        await asyncio.to_thread(preparing.wait, 60)
+        told = await collect(engine.generate("Hi", params))
+        go_on.set()
+        await searching
+        return told[-1].outputs[0].token_ids
+
+    assert run(tiny_artifact, task, seed=5) == expected
+
+
 def test_an_aborted_request_ends_with_the_step_that_runs(tiny_artifact: Path) -> None:
     async def task(engine: AsyncLLM) -> list[RequestOutput]:
         with gated(engine) as gate:
@@ -382,6 +413,8 @@ def test_wrong_requests_fail_alone(tiny_artifact: Path, llm: LLM) -> None:
             await anext(refusing)
         with pytest.raises(RequestError, match="by design"):
             await collect(engine.generate("a", SamplingParams(logits_processors=[raises])))
+        with pytest.raises(SamplingParamsError, match="give a BeamSearchParams"):
+            await engine.beam_search("a", GREEDY)  # type: ignore[arg-type]
         with pytest.raises(SamplingParamsError, match="beam_width=9"):
             await engine.beam_search("a", BeamSearchParams(beam_width=9, max_tokens=2))
         twice = [engine.generate("a", ENDLESS, "same") for _ in range(2)]

@@ -40,13 +40,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def jobs_of(engine: Any, tokenizer: Tokenizer, **given: Any) -> BeamJobs:
-    def read(prompt: Any) -> tuple[str | None, list[int]]:
+def jobs_of(engine: Any, tokenizer: Tokenizer, constrain: Any = None) -> BeamJobs:
+    def read(prompt: Any, max_tokens: int) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, tokenizer.encode(prompt)
         return None, list(prompt)
 
-    return BeamJobs(tokenizer, engine.describe(), [EOS], itertools.count(), read, **given)
+    return BeamJobs(tokenizer, engine.describe(), [EOS], itertools.count(), read, constrain)
 
 
 def alone(engine: Any, prompt: Sequence[int], params: BeamSearchParams) -> list[list[int]]:
@@ -283,7 +283,6 @@ def test_no_searches() -> None:
     [
         (BeamSearchParams(7, 6), r"beam_width=7: each beam is a row, and this engine runs 6"),
         (BeamSearchParams(2, 6, stop_token_ids=[31]), "stop_token_ids=.* not in the vocabulary"),
-        (BeamSearchParams(2, 6, structured_outputs=FORM), "structured_outputs are not supported"),
         ({"beam_width": 2}, r"params=\{'beam_width': 2\}: give a BeamSearchParams"),
     ],
 )
@@ -323,5 +322,6 @@ def test_rows_are_named_once(engine: Any, tokenizer: Tokenizer) -> None:
     made = jobs_of(engine, tokenizer)
     jobs: list[BeamJob] = [made.make(PROMPT, BeamSearchParams(3, 4)) for _ in range(2)]
     assert [tuple(job.row_ids) for job in jobs] == [(0, 1, 2), (3, 4, 5)]
+    assert tuple(made.make(PROMPT, BeamSearchParams(2, 4), [8, 9]).row_ids) == (8, 9)
     row = jobs[0].first_row()
     assert (row.id, row.rows, row.length, row.tokens) == (0, 3, 9, PROMPT)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.runtime.beam_search.params import BeamSearchParams
@@ -64,6 +65,9 @@ def test_lists_become_tuples_without_doubles() -> None:
         ({"allowed_token_ids": [-1]}, "allowed_token_ids=-1 .* at least 0"),
         ({"algorithm": "beam"}, "algorithm='beam' .* 'vllm' or 'hf'"),
         ({"algorithm": "hf", "early_stopping": 1}, "early_stopping=1 .* True, False or 'never'"),
+        ({"algorithm": np.array(["hf", "hf"])}, r"algorithm=array.* 'vllm' or 'hf'"),
+        ({"algorithm": ["hf"]}, r"algorithm=\['hf'\] .* 'vllm' or 'hf'"),
+        ({"early_stopping": np.array([1, 0])}, "early_stopping=array.* True, False or 'never'"),
         ({"algorithm": "hf", "early_stopping": "now"}, "early_stopping='now' .* 'never'"),
         ({"early_stopping": True}, "early_stopping=True .* False with algorithm='vllm'"),
         ({"early_stopping": "never"}, "early_stopping='never' .* algorithm='hf'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime import scoring
+from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.requests import running
 from enginewright.runtime.requests.generation import Generation, Request
 from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.sampling.params import SamplingParams
@@ -68,6 +71,7 @@ LAYOUTS = st.sampled_from([0, 4, 16])
     block_size=LAYOUTS,
     keep=st.booleans(),
     rounding=st.booleans(),
+    chunk_invariant=st.booleans(),
 )
 def test_no_mix_and_no_shortage_shows_in_the_tokens(
     null_engine: Any,
@@ -79,10 +83,15 @@ def test_no_mix_and_no_shortage_shows_in_the_tokens(
     block_size: int,
     keep: bool,
     rounding: bool,
+    chunk_invariant: bool,
 ) -> None:
     extend = extend if block_size else min(extend, 1)
     engine = null_engine(
-        max_batch=batch, steps=(batch, batch, extend), block_size=block_size, rounding=rounding
+        max_batch=batch,
+        steps=(batch, batch, extend),
+        block_size=block_size,
+        rounding=rounding,
+        chunk_invariant=chunk_invariant,
     )
     core = EngineCore(
         engine,
@@ -122,7 +131,7 @@ def test_no_mix_and_no_shortage_shows_in_the_tokens(
         else:
             assert ids(each) == expected
     cache = core._cache
-    assert cache.held_rows == 0
+    assert cache.reserved_rows == 0
     assert cache.free_rows == batch
     if block_size:
         assert cache.free_blocks == cache._max_blocks  # type: ignore[attr-defined]
@@ -239,7 +248,9 @@ def test_a_scored_prompt_survives_a_preemption(null_engine: Any, block_size: int
     assert core.preemptions > 0
     logprobs = scored.output().prompt_logprobs
     assert logprobs is not None
-    assert len(logprobs) == 62
+    alone = group(engine, 9, list(range(31)) * 2, params, 300)
+    run(EngineCore(null_engine(max_context=300), 100), [alone])
+    assert logprobs == alone.output().prompt_logprobs
 
 
 def test_a_cache_for_less_than_two_tokens_is_refused(null_engine: Any) -> None:
@@ -250,3 +261,135 @@ def test_a_cache_for_less_than_two_tokens_is_refused(null_engine: Any) -> None:
 def test_little_memory_lowers_the_longest_request(null_engine: Any) -> None:
     core = EngineCore(null_engine(), kv_cache_memory_bytes=8 * 40)
     assert core.describe().max_context == 40
+
+
+def test_waiting_outputs_of_one_prompt_keep_to_the_rules_of_the_first(null_engine: Any) -> None:
+    """Of three outputs one finds no room; when it comes in, nothing may be taken over."""
+    for chunk_invariant, keep in ((False, True), (True, False)):
+        engine = null_engine(
+            max_context=200, max_batch=2, steps=(2, 2, 1), chunk_invariant=chunk_invariant
+        )
+        core = EngineCore(engine, enable_prefix_caching=keep)
+        prompt = list(range(31)) * 3
+        each = group(engine, 0, prompt, SamplingParams(n=3, seed=1, max_tokens=4), 200)
+        run(core, [each])
+        assert engine.computed == 2 * len(prompt) + 3 * 3
+
+
+class Numberless:
+    """An engine whose logits after a token are no numbers."""
+
+    def __init__(self, engine: Any, token: int) -> None:
+        self._engine, self._token = engine, token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, batch: Any) -> Any:
+        logits = self._engine.step(batch)
+        width = batch.input_ids.shape[1]
+        for at, index in enumerate(batch.logits_index):
+            if batch.input_ids[divmod(int(index), width)] == self._token:
+                logits[at] = float("nan")
+        return logits
+
+
+def test_a_prompt_that_cannot_be_scored_fails_alone(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(Numberless(engine, 13))
+    params = SamplingParams(n=2, seed=1, max_tokens=3, prompt_logprobs=2)
+    bad = group(engine, 0, [1, 13, 2, 3], params)
+    good = group(engine, 5, [1, 2, 3], SamplingParams(temperature=0, max_tokens=2))
+    run(core, [bad, good])
+    assert [each.finish_reason for each in bad.output().outputs] == ["error", "error"]
+    assert "no usable logits" in str(bad.error)
+    assert ids(good) == [engine.continue_greedily([1, 2, 3], 2)]
+    assert core._cache.free_rows == 4
+
+
+def test_an_interrupt_while_planning_leaves_nothing_behind(
+    null_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+    each = group(engine, 0, [1, 2, 3], SamplingParams(temperature=0, max_tokens=9))
+    core.add(each)
+    core.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(core._scheduler, "_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            core.step()
+    assert each.output().outputs[0].finish_reason == "abort"
+    assert not core.busy
+    again = group(engine, 1, [4, 5], SamplingParams(temperature=0, max_tokens=3))
+    run(core, [again])
+    assert ids(again) == [engine.continue_greedily([4, 5], 3)]
+
+
+def test_a_borrowed_engine_that_fails_is_as_new(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+    engine.fail_at = 0
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        scoring.sequence_logits(core, engine.describe(), [1, 2, 3], 8)
+    engine.fail_at = None
+    each = group(engine, 0, [1, 2, 3], SamplingParams(temperature=0, max_tokens=3))
+    run(core, [each])
+    assert ids(each) == [engine.continue_greedily([1, 2, 3], 3)]
+
+
+def test_a_stream_hears_of_the_end_of_its_engine(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+    params = SamplingParams(temperature=0, max_tokens=9)
+    one, other = (running.stream(core, group(engine, n, [n + 1], params)) for n in (0, 1))
+    next(one)
+    next(other)
+    engine.fail_at = 0
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        list(one)
+    assert [each.outputs[0].finish_reason for each in other][-1] == "abort"
+
+
+def test_less_than_a_block_is_refused(null_engine: Any) -> None:
+    with pytest.raises(EnginewrightError, match="at least 128 bytes"):
+        EngineCore(null_engine(block_size=16), kv_cache_memory_bytes=8 * 5)
+
+
+def test_a_processor_that_calls_its_own_engine_fails_alone(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+
+    def calls(tokens: list[int], logits: Any) -> Any:
+        core.add(group(engine, 50, [1], SamplingParams()))
+        return logits
+
+    bad = group(engine, 0, [1, 2], SamplingParams(logits_processors=[calls]))
+    good = group(engine, 1, [3, 4], SamplingParams(temperature=0, max_tokens=4))
+    run(core, [bad, good])
+    assert "must not call it" in str(bad.error)
+    assert ids(good) == [engine.continue_greedily([3, 4], 4)]
+
+
+def test_a_second_thread_is_refused_and_harms_nobody(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def waits(tokens: list[int], logits: Any) -> Any:
+        inside.set()
+        assert go_on.wait(60)
+        return logits
+
+    params = SamplingParams(temperature=0, max_tokens=3, logits_processors=[waits])
+    one = group(engine, 0, [1, 2], params)
+    thread = threading.Thread(target=run, args=(core, [one]))
+    thread.start()
+    assert inside.wait(60)
+    other = group(engine, 1, [3, 4], SamplingParams(temperature=0))
+    for call in (lambda: core.add(other), core.step):
+        with pytest.raises(RequestError, match="one thread uses an LLM at a time"):
+            call()
+    go_on.set()
+    thread.join()
+    assert ids(one) == [engine.continue_greedily([1, 2], 3)]

@@ -159,3 +159,26 @@ def test_an_llms_processor_that_fails_is_named() -> None:
 
     with pytest.raises(RequestError, match=r"the LLM's logits_processors\[0\] \(broken\) failed"):
         chosen(greedy(SamplingParams(), [broken]))
+
+
+@pytest.mark.parametrize("order", ["vllm", "hf"])
+def test_a_row_that_a_processor_keeps_stays_as_it_was(order: Any) -> None:
+    """Whatever is done to the logits after it: by what it returns, it gives nothing away."""
+    given: list[Logits] = []
+    seen: list[Logits] = []
+
+    def keeping(ids: list[int], logits: Logits) -> Logits:
+        given.append(logits)
+        seen.append(logits.copy())
+        return logits
+
+    params = SamplingParams(
+        temperature=0,
+        repetition_penalty=1.5,
+        frequency_penalty=1.0,
+        logits_processors=[keeping, add_ten_to_four, keeping],
+        processor_order=order,
+    )
+    chosen(greedy(params))
+    assert len(given) == 6
+    np.testing.assert_array_equal(given, seen)

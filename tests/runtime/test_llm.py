@@ -333,7 +333,9 @@ def test_a_closed_llm_says_so(tiny_artifact: Path) -> None:
     next(stream)
     llm.close()
     llm.close()
-    assert list(stream) == []
+    (last,) = stream
+    assert last.outputs[0].finish_reason == "abort"
+    assert last.outputs[0].text == ""
     for call in (lambda: llm.generate("a"), lambda: llm.logits([1])):
         with pytest.raises(EnginewrightError, match="was closed"):
             call()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.runtime import (
@@ -70,6 +71,7 @@ def test_a_prompt_may_be_cut_to_its_last_tokens(llm: LLM) -> None:
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens=0 is not legal"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens=-2 is not legal"),
         ({"truncate_prompt_tokens": 1.5}, "truncate_prompt_tokens=1.5 is not legal"),
+        ({"truncate_prompt_tokens": np.array([0, 1])}, "truncate_prompt_tokens=array"),
         ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens=True is not legal"),
     ],
 )
@@ -245,6 +247,18 @@ def test_a_wrong_beam_of_many_is_named(llm: LLM) -> None:
         llm.beam_search("a", GREEDY)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="lora_request"):
         llm.beam_search("a", params, lora_request="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_beams_without_room_are_named_before_any_prompt_runs(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    params = BeamSearchParams(beam_width=3, max_tokens=5)
+    with LLM(tiny_artifact, threads=1, kv_cache_memory_bytes=60 * 512) as small:
+        small.beam_search(["Hi"], params)
+        monkeypatch.setattr(small._core, "step", pytest.fail)
+        with pytest.raises(RequestError, match=r"^prompt 1: 3 beams of 46 tokens do not fit"):
+            small.beam_search(["Hi", "x" * 40], params, concurrency_limit=limit)
 
 
 def test_nothing_of_a_closed_llm_runs(tiny_artifact: Path) -> None:

@@ -16,7 +16,11 @@ import pytest
 from enginewright.runtime import LLM, ArtifactNotFoundError, EnginewrightError, SamplingParams
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.integrity import cache_folder
-from enginewright.runtime.artifact.local_artifacts import BuiltFrom, local_artifacts, remember
+from enginewright.runtime.artifact.local_artifacts import (
+    BuiltFrom,
+    local_artifacts,
+    remember_artifact,
+)
 from enginewright.runtime.artifact.manifest import SourceEntry
 from enginewright.runtime.artifact.model_lookup import build_command, find_artifact
 
@@ -45,7 +49,7 @@ def built(tiny_artifact: Path, tmp_path: Path, manifest_writer: Callable[..., An
         told = {"kind": "checkpoint", "reference": location.name, "digest": f"sha256:{name}"}
         whole = SourceEntry(**(told | source), architecture="TinyForCausalLM")
         manifest_writer(folder, entry, name=name, source=whole)
-        remember(folder, BuiltFrom.of(location), whole.digest)
+        remember_artifact(folder, BuiltFrom.of(location), whole.digest)
         return folder
 
     return build
@@ -169,7 +173,7 @@ def test_a_second_build_at_the_same_place_replaces_its_record(
     folder = built("tiny", checkpoint)
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUF")
-    remember(folder, BuiltFrom.of(other), "sha256:tiny")
+    remember_artifact(folder, BuiltFrom.of(other), "sha256:tiny")
     assert find_artifact(other) == folder
     with pytest.raises(ArtifactNotFoundError):
         find_artifact(checkpoint)

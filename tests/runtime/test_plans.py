@@ -20,8 +20,8 @@ from enginewright.runtime import LLM, SamplingParams
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.integrity import cache_folder
 from enginewright.runtime.artifact.native_code import remember, this_platform
-from enginewright.runtime.artifact.plans import open_plan
 from enginewright.runtime.errors import IntegrityError, NativeCodeError, TargetError
+from enginewright.runtime.plans import open_plan
 
 LIBRARY = "engine/operators.so"
 GREEDY = SamplingParams(temperature=0, max_tokens=8)

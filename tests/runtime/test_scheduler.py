@@ -246,7 +246,7 @@ def test_beams_come_all_or_not_at_all_and_leave_nothing_behind(layout: str) -> N
         [[52, 1, 7, 8], [52, 1, 7, 9]],
     ]
     plans.remove_beams(search)
-    assert cache.held_rows == 0
+    assert cache.reserved_rows == 0
     assert cache.free_rows == 4
     assert advance(plans) == ("prefill", [(10, 0, 6)])
 

@@ -23,7 +23,7 @@ from enginewright.builder.source import Source, open_source
 from enginewright.builder.targets import CompileRequest, target_of
 from enginewright.builder.targets.operators import compiler_version, find_compiler
 from enginewright.runtime.artifact.artifact import sha256_file
-from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember
+from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
 from enginewright.runtime.artifact.manifest import (
     MANIFEST_NAME,
     EngineEntry,
@@ -77,7 +77,7 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
         _write_manifest(recipe, source, engines, folder, conformance=reports)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
-    remember(output / recipe.name, built_from, source.digest)
+    remember_artifact(output / recipe.name, built_from, source.digest)
     return output / recipe.name
 
 

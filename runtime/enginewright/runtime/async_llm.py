@@ -27,11 +27,11 @@ from enginewright.runtime.errors import (
 )
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.loading import LoadedModel
-from enginewright.runtime.options import whole
 from enginewright.runtime.requests.arguments import ChatOptions, Tokenization, read_call
 from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.requests.outputs import RequestOutput
 from enginewright.runtime.requests.prompts import Conversation, Prompt
+from enginewright.runtime.sampling.checks import whole
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.scheduling.job import Job
@@ -59,13 +59,14 @@ class AsyncLLM(LoadedModel):
         max_requests: int = MAX_REQUESTS,
         **options: Any,
     ) -> None:
-        most = whole("max_requests", max_requests, 1, otherwise=f"left out for {MAX_REQUESTS}")
+        hint = f"left out for {MAX_REQUESTS}"
+        most = whole("max_requests", max_requests, 1, otherwise=hint, error=EnginewrightError)
         if isinstance(model, LLM) and options:
             raise ArgumentError(f"{next(iter(options))} goes to the LLM, which is already loaded")
         llm = model if isinstance(model, LLM) else LLM(model, **options)
         loaded = llm.hand_over("an AsyncLLM")
         super().__init__(loaded)
-        self._max_requests = most or MAX_REQUESTS
+        self._max_requests = most
         self._requests: dict[str, _Request] = {}
         self._names = itertools.count()
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, "enginewright-prepare")
@@ -120,8 +121,9 @@ class AsyncLLM(LoadedModel):
         def told(job: BeamJob, pending: BeamSearchOutput | None) -> BeamSearchOutput | None:
             return beam_output(job) if job.finished else None
 
-        name = self._name(request_id)
-        found = self._follow(name, lambda: self.requests.beam_job(prompt, params), told)
+        name, making = self._name(request_id), self.requests.beam_jobs()
+        rows = making.take_rows(params)
+        found = self._follow(name, lambda: making.make(prompt, params, rows), told)
         return [output async for output in found][-1]
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
@@ -191,7 +193,7 @@ class AsyncLLM(LoadedModel):
         try:
             loop = asyncio.get_running_loop()
             job = await loop.run_in_executor(self._preparing, make)
-            mailbox = _Mailbox(loop, told)
+            mailbox = _Mailbox(loop, job, told)
             self._engine.submit(job, mailbox)
             request.job = job
             if request.aborted:
@@ -241,37 +243,28 @@ class _Teller:
     def __init__(self, request_id: str, kind: RequestOutputKind) -> None:
         self._request_id = request_id
         self._kind = kind
-        self._ended: set[int] = set()
 
     def __call__(self, group: RequestGroup, pending: RequestOutput | None) -> RequestOutput | None:
         """What is to be told now, with what was not yet picked up; None: nothing."""
-        news = self._last(group) if group.finished else group.news(self._kind)
+        news = group.news(self._kind)
         if news is None:
             return pending
         news.request_id = self._request_id
-        self._ended.update(each.index for each in news.outputs if each.finished())
         if pending is None or self._kind is not RequestOutputKind.DELTA:
             return news
         pending.add(news, aggregate=True)
         return pending
 
-    def _last(self, group: RequestGroup) -> RequestOutput:
-        """Ends are told, too, where no token came with them: of what was aborted, or failed."""
-        output = group.output()
-        if self._kind is RequestOutputKind.DELTA:
-            running = (each for each in group.generations if each.request.index not in self._ended)
-            output.outputs = [each.delta() for each in running]
-        return output
 
-
-class _Mailbox(Generic[T]):
+class _Mailbox(Generic[J, T]):
     """From the engine's thread to the task that follows one job. Holds one item at most."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, told: Callable[[Any, T | None], T | None]
+        self, loop: asyncio.AbstractEventLoop, job: J, told: Callable[[J, T | None], T | None]
     ) -> None:
         self._loop = loop
-        self._told = told
+        self._job: J = job
+        self._told: Callable[[J, T | None], T | None] = told
         self._lock = threading.Lock()
         self._arrived = asyncio.Event()
         self._pending: T | None = None
@@ -280,8 +273,8 @@ class _Mailbox(Generic[T]):
 
     def moved(self, job: Job) -> None:
         with self._lock:
-            self._pending = self._told(job, self._pending)
-            self._ended = job.finished
+            self._pending = self._told(self._job, self._pending)
+            self._ended = self._job.finished
         self._ring()
 
     def failed(self, error: EnginewrightError) -> None:

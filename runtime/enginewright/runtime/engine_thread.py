@@ -79,7 +79,9 @@ class EngineThread:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        # A finalizer calls it on any thread, the engine's own too, which cannot wait for itself.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _command(self, command: Callable[[], object]) -> None:
         """Have it called on the engine's thread, between two steps."""

@@ -383,9 +383,13 @@ class LLM(LoadedModel):
         self, prompts: Prompts, params: BeamSearchParams, how: Tokenization, limit: int | None
     ) -> list[BeamJob]:
         """The searches of the prompts, run to their ends."""
-        core = self._open_core()
-        jobs = for_each(
-            lambda prompt: self.requests.beam_job(prompt, params, how), split_prompts(prompts)
-        )
+        core, making = self._open_core(), self.requests.beam_jobs(how)
+
+        def make(prompt: Any) -> BeamJob:
+            job = making.make(prompt, params)
+            core.check(job)
+            return job
+
+        jobs = for_each(make, split_prompts(prompts))
         beams.run(core, jobs, limit)
         return jobs

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.model_lookup import find_artifact
-from enginewright.runtime.artifact.plans import open_plan
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.explain import Explanation
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
+from enginewright.runtime.plans import open_plan
 from enginewright.runtime.requests.factory import RequestFactory
 from enginewright.runtime.sampling.custom import load_processors
 from enginewright.runtime.sampling.defaults import choose_defaults

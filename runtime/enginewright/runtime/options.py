@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from enginewright.runtime.artifact.artifact import Verify
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 from enginewright.runtime.engine import Engine, StepSupport
 from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.sampling.checks import INFINITY, maybe_whole
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
 from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.scheduling.scheduler import LEAST_TOKENS_PER_STEP, MAX_TOKENS_PER_STEP
 from enginewright.runtime.text.templates import TemplateSource
 
+T = TypeVar("T")
+
 HIGHEST_SEED = 2**64 - 1
 MOST_THREADS = 256
 _STEP = MAX_TOKENS_PER_STEP
 _DTYPES = {"float": "float32", "half": "float16"}
+_whole = partial(maybe_whole, error=EnginewrightError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,11 @@ class EngineOptions:
     def __post_init__(self) -> None:
         hints = {
             "threads": (1, MOST_THREADS, "None for all available cores"),
-            "max_num_batched_tokens": (LEAST_TOKENS_PER_STEP, None, f"None for {_STEP}"),
-            "kv_cache_memory_bytes": (1, None, "None for as much as the engine's limits may need"),
+            "max_num_batched_tokens": (LEAST_TOKENS_PER_STEP, INFINITY, f"None for {_STEP}"),
+            "kv_cache_memory_bytes": (1, INFINITY, "None for what the engine's limits may need"),
         }
         for name, (lowest, highest, hint) in hints.items():
-            value = whole(name, getattr(self, name), lowest, highest, otherwise=hint)
+            value = _whole(name, getattr(self, name), lowest, highest, otherwise=hint)
             object.__setattr__(self, name, value)
         for name in ("allow_native_code", "enable_prefix_caching"):
             value = getattr(self, name)
@@ -92,7 +96,7 @@ class EngineOptions:
             built = getattr(entry.limits, name)
             hint = f"None for the engine's own limit of {built}; to have more, build the artifact "
             hint += f"again with a larger limits.{name}"
-            found = whole(name, getattr(self, name), lowest, built, otherwise=hint)
+            found = _whole(name, getattr(self, name), lowest, built, otherwise=hint)
             limits[name] = built if found is None else found
         return dataclasses.replace(entry, limits=dataclasses.replace(entry.limits, **limits))
 
@@ -118,8 +122,8 @@ class RequestOptions:
     logits_processors: Sequence[LogitsProcessor | str] | None = None
 
     def __post_init__(self) -> None:
-        seed = whole("seed", self.seed, 0, HIGHEST_SEED, otherwise="None for fresh entropy")
-        most = whole("max_logprobs", self.max_logprobs, -1, otherwise="None or -1 for no limit")
+        seed = _whole("seed", self.seed, 0, HIGHEST_SEED, otherwise="None for fresh entropy")
+        most = _whole("max_logprobs", self.max_logprobs, -1, otherwise="None or -1 for no limit")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "max_logprobs", None if most == -1 else most)
 
@@ -134,7 +138,7 @@ def check_path(model: Any) -> str | os.PathLike[str]:
     return model
 
 
-def one_of_two(ours: str, value: Any, theirs: str, alias: Any) -> Any:
+def one_of_two(ours: str, value: T | None, theirs: str, alias: T | None) -> T | None:
     """The value of an argument that has two names."""
     if value is None or alias is None or value == alias:
         return alias if value is None else value
@@ -146,28 +150,9 @@ def one_of_two(ours: str, value: Any, theirs: str, alias: Any) -> Any:
 def check_chunk(chunk: Any, length: int, steps: StepSupport) -> int:
     """Tokens a step of ``length`` of them; None: as many as a prompt's."""
     hint = "None for as many as a prompt's steps"
-    found = whole("chunk", chunk, 1, otherwise=hint, error=RequestError)
+    found = maybe_whole("chunk", chunk, 1, otherwise=hint, error=RequestError)
     if not steps.extend and (found is None or found > 1):
         if found is not None and found < length:
             raise RequestError(f"chunk={found}: this engine only runs chunks of 1, or all")
         return length
     return found or _STEP
-
-
-def whole(
-    name: str,
-    value: Any,
-    lowest: int,
-    highest: int | None = None,
-    *,
-    otherwise: str,
-    error: type[EnginewrightError] = EnginewrightError,
-) -> int | None:
-    """The value as an int within its bounds, or None; ``otherwise`` says what None does."""
-    if value is None:
-        return None
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if integral and lowest <= value and (highest is None or value <= highest):
-        return int(value)
-    legal = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-    raise error(f"{name}={value!r:.80} is not legal: it must be an integer {legal}, or {otherwise}")

@@ -10,7 +10,7 @@ from enginewright.cli.bench import machine
 from enginewright.cli.bench.stats import Figure, figures_data
 from enginewright.cli.bench.turns import Samples, remark
 from enginewright.cli.bench.workload import Workload, figures
-from enginewright.cli.text import number, table
+from enginewright.cli.text import table
 
 OURS = "enginewright"
 
@@ -90,15 +90,10 @@ def _table(found: Mapping[str, Sequence[Figure]]) -> str:
     for name in over:
         header += [name, "ours / theirs"]
     for figure in found[OURS]:
-        row = [f"{figure.name} ({figure.unit})", _cell(figure)]
+        row = [f"{figure.name} ({figure.unit})", figure.cell()]
         for name, ratio in over.items():
             theirs = [one for one in found[name] if one.name == figure.name]
-            row.append(_cell(theirs[0]) if theirs else "")
+            row.append(theirs[0].cell() if theirs else "")
             row.append(f"{ratio[figure.name]:.2f}x" if figure.name in ratio else "")
         rows.append(row)
     return table(header, rows)
-
-
-def _cell(figure: Figure) -> str:
-    low, high = number(min(figure.samples)), number(max(figure.samples))
-    return f"{number(figure.median)} ({low} - {high})"

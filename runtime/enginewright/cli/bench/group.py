@@ -10,6 +10,7 @@ VERBS = {
     "speed": Verb("enginewright.cli.bench.speed", "Prefill, decode, first token, load, memory."),
     "startup": Verb("enginewright.cli.bench.startup", "Process start, import, environment's size."),
     "sampler": Verb("enginewright.cli.bench.sampler", "The cost of choosing a step's tokens."),
+    "reuse": Verb("enginewright.cli.bench.reuse", "What sharing the KV cache saves and costs."),
     "peers": Verb("enginewright.cli.bench.peers", "Beside another engine, in turns."),
 }
 

@@ -27,6 +27,11 @@ class Figure:
         low, high = number(min(self.samples)), number(max(self.samples))
         return f"{self.name} ({self.unit})", number(self.median), f"{low} - {high}"
 
+    def cell(self) -> str:
+        """The same without name and unit, for a table with a column for each of several."""
+        _, median, spread = self.cells()
+        return f"{median} ({spread})"
+
     def as_data(self) -> dict[str, Any]:
         """Plain data for --json."""
         return {

@@ -59,12 +59,12 @@ def make_workload(
     if short + decode_tokens > room:
         most = room - short
         raise click.UsageError(f"--decode-tokens {decode_tokens}: this engine takes at most {most}")
-    most = min(engine.limits.max_batch, engine.steps.decode)
+    most = most_rows(engine)
     rows = rows or (BATCH if most >= BATCH else 1)
     if rows > most:
         raise click.UsageError(f"--rows {rows}: this engine takes at most {most}")
     draw = random.Random(20)
-    ordinary = sorted(set(range(engine.vocab_size)) - set(manifest.eos_token_ids))
+    ordinary = ordinary_ids(manifest, engine)
     return Workload(
         threads=threads,
         warm_ids=draw.choices(ordinary, k=prompt_tokens),
@@ -72,6 +72,16 @@ def make_workload(
         decode_prompts=[draw.choices(ordinary, k=short) for _ in range(rows)],
         decode_tokens=decode_tokens,
     )
+
+
+def most_rows(engine: EngineEntry) -> int:
+    """How many rows a decode step takes."""
+    return min(engine.limits.max_batch, engine.steps.decode)
+
+
+def ordinary_ids(manifest: Manifest, engine: EngineEntry) -> list[int]:
+    """All token ids that end nothing."""
+    return sorted(set(range(engine.vocab_size)) - set(manifest.eos_token_ids))
 
 
 def figures(work: Workload, samples: Sequence[Sample]) -> list[Figure]:

@@ -64,7 +64,7 @@ class LocalArtifact:
         return tuple(dict.fromkeys(engine.precision for engine in self.manifest.engines))
 
 
-def remember(artifact: Path, source: BuiltFrom, digest: str) -> None:
+def remember_artifact(artifact: Path, source: BuiltFrom, digest: str) -> None:
     """Note what a published artifact was built from; ``digest``: its manifest's of the source.
 
     A cache that cannot be written only means that the artifact must be named by its path.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enginewright.runtime.beam_search.candidates import Candidates
 from enginewright.runtime.requests.outputs import FinishReason
 
-Scores = dict[int, tuple[float, int | None]]
+CandidateScores = dict[int, tuple[float, int | None]]
 """Token id -> (log probability, rank from 1)."""
 
 
@@ -25,7 +25,7 @@ class Link:
     def token(self) -> int:
         return int(self.candidates.tokens[self.place])
 
-    def scores(self, count: int) -> Scores:
+    def scores(self, count: int) -> CandidateScores:
         """The ``count`` likeliest tokens that could be chosen, and the one that was."""
         seen = self.candidates
         places = list(range(min(count, seen.tokens.size)))

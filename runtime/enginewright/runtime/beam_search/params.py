@@ -128,9 +128,9 @@ class BeamSearchParams:
             raise SamplingParamsError(
                 "watermarking=True is unsupported (outputs are not watermarked): leave it at None"
             )
-        if self.algorithm not in get_args(Algorithm):
+        if not _is_text(self.algorithm, *get_args(Algorithm)):
             raise illegal("algorithm", self.algorithm, "'vllm' or 'hf'")
-        if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
+        if not isinstance(self.early_stopping, bool) and not _is_text(self.early_stopping, "never"):
             raise illegal("early_stopping", self.early_stopping, "True, False or 'never'")
         if self.early_stopping is not False and self.algorithm == "vllm":
             raise illegal(
@@ -142,3 +142,8 @@ class BeamSearchParams:
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def _is_text(value: object, *legal: str) -> bool:
+    """An array would compare with a text item by item."""
+    return isinstance(value, str) and value in legal

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from enginewright.runtime.beam_search.job import BeamJob, BeamRequest
 from enginewright.runtime.beam_search.params import BeamSearchParams
@@ -15,49 +15,47 @@ from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling.checks import whole
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
+from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-class Core(Protocol):
-    """What of EngineCore a beam search needs."""
-
-    def add(self, job: BeamJob) -> None: ...
-
-    def abort(self, jobs: Iterable[BeamJob]) -> None: ...
-
-    def step(self) -> object: ...
 
 
 @dataclass(frozen=True)
 class BeamJobs:
     """Makes the beam jobs of a loaded engine.
 
-    ``read``: a prompt in any form -> its text, if it has one, and ids that fit the engine.
-    ``ids``: numbers for rows, none given twice. ``constrain``: the constraint of a prompt's first
-    token; None where structured outputs cannot be had.
+    ``numbers``: for rows, none given twice. ``read``: a prompt in any form, and max_tokens -> its
+    text, if it has one, and ids that fit the engine. ``constrain``: the constraint of a prompt's
+    first token.
     """
 
     tokenizer: Tokenizer
     info: EngineInfo
     eos_token_ids: Collection[int]
-    ids: Iterator[int]
-    read: Callable[[Any], tuple[str | None, Sequence[int]]]
-    constrain: Callable[[StructuredOutputsParams], Constraint] | None = None
+    numbers: Iterator[int]
+    read: Callable[[Any, int], tuple[str | None, Sequence[int]]]
+    constrain: Callable[[StructuredOutputsParams], Constraint]
 
-    def make(self, prompt: Any, params: BeamSearchParams) -> BeamJob:
-        """The job of one prompt; RequestError if it cannot be run."""
+    def take_rows(self, params: BeamSearchParams) -> list[int]:
+        """The numbers of a job's rows; RequestError if the engine cannot run so many."""
         self._check(params)
-        text, token_ids = self.read(prompt)
-        rows = tuple(next(self.ids) for _ in range(params.beam_width))
+        return [next(self.numbers) for _ in range(params.beam_width)]
+
+    def make(
+        self, prompt: Any, params: BeamSearchParams, rows: Sequence[int] | None = None
+    ) -> BeamJob:
+        """The job of one prompt; ``rows``: those that were taken for it."""
+        rows = rows or self.take_rows(params)
+        text, token_ids = self.read(prompt, params.max_tokens)
+        form = params.structured_outputs
         return BeamJob(
-            BeamRequest(rows, text, tuple(token_ids), params),
+            BeamRequest(tuple(rows), text, tuple(token_ids), params),
             self.tokenizer,
             vocab_size=self.info.vocab_size,
             max_context=self.info.max_context,
             eos_token_ids=self.eos_token_ids,
-            constraint=self._constraint(params),
+            constraint=None if form is None else self.constrain(form),
         )
 
     def _check(self, params: Any) -> None:
@@ -70,17 +68,8 @@ class BeamJobs:
                 f"{rows}; lower beam_width, or raise max_batch (at most the artifact's own)"
             )
 
-    def _constraint(self, params: BeamSearchParams) -> Constraint | None:
-        if params.structured_outputs is None:
-            return None
-        if self.constrain is None:
-            raise SamplingParamsError(
-                "structured_outputs are not supported by beam search here: leave them at None"
-            )
-        return self.constrain(params.structured_outputs)
 
-
-def run(core: Core, jobs: Sequence[BeamJob], concurrency_limit: int | None = None) -> None:
+def run(core: EngineCore, jobs: Sequence[BeamJob], concurrency_limit: int | None = None) -> None:
     """Run the jobs to their ends, ``concurrency_limit`` at a time.
 
     When all fail, the first one's error is raised; else a job that fails harms no other.
@@ -107,7 +96,7 @@ def warn_of_generate() -> None:
     )
 
 
-def _run_together(core: Core, jobs: Sequence[BeamJob]) -> None:
+def _run_together(core: EngineCore, jobs: Sequence[BeamJob]) -> None:
     try:
         for job in jobs:
             core.add(job)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from enginewright.runtime.beam_search.rules import rules_of
 from enginewright.runtime.errors import RequestError, SamplingParamsError
 from enginewright.runtime.requests.outputs import FinishReason
 from enginewright.runtime.sampling.processors import Ids, Logits
+from enginewright.runtime.scheduling.beam_rows import Branch
 
 Real = np.float32 | np.float64
 
@@ -52,13 +53,6 @@ class Constraint(Protocol):
     def advanced(self, token_id: int) -> Self:
         """The constraint after the token; this one stays as it is."""
         ...
-
-
-class Branch(NamedTuple):
-    """A beam that goes on: ``parent`` is a row of the logits just given, ``token`` its next."""
-
-    parent: int
-    token: int
 
 
 @dataclass(frozen=True, slots=True)

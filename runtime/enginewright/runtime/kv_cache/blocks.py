@@ -22,17 +22,17 @@ MIN_BLOCKS = 16
 """Blocks of the smallest pool."""
 
 Key = tuple[int, tuple[int, ...], bool]
-"""Of a full block: the block before it (-1: none), its tokens, whether all were computed wide."""
+"""Of a full block: the block before it (-1: none), its tokens, whether all were prefilled."""
 
 
 @dataclass
 class _Row:
-    """``length`` tokens are computed, ``wide`` of them together; ``promised``: room it has."""
+    """``length`` tokens are computed, ``prefilled`` of them together; ``promised``: room it has."""
 
     tokens: list[int]
     blocks: list[int]
     length: int = 0
-    wide: int = 0
+    prefilled: int = 0
     promised: int = 0
 
 
@@ -50,7 +50,7 @@ class _Pool:
 class BlockCache(KVCache):
     """Blocks of ``block_size`` tokens, ``max_blocks`` of them at most, for rows of ``max_length``.
 
-    ``roomy``: the pool grows before it gives up what ended rows left, not only for live rows.
+    ``grow_first``: the pool grows before it gives up what ended rows left, not only for live rows.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BlockCache(KVCache):
         max_blocks: int,
         *,
         keep: bool = True,
-        roomy: bool = False,
+        grow_first: bool = False,
     ) -> None:
         super().__init__()
         assert max_rows > 0
@@ -69,13 +69,17 @@ class BlockCache(KVCache):
         assert max_blocks > 0
         self._max_rows, self._block_size, self._max_blocks = max_rows, block_size, max_blocks
         self._max_length = min(max_length, max_blocks * block_size)
-        self._keep, self._roomy = keep, roomy
+        self._keep, self._grow_first = keep, grow_first
         self.reset()
 
     @property
     def size(self) -> Resize:
         """The pool's."""
         return Resize(self._blocks, self._block_size)
+
+    @property
+    def min_reuse(self) -> int:
+        return self._block_size
 
     @property
     def max_length(self) -> int:
@@ -87,7 +91,7 @@ class BlockCache(KVCache):
 
     @property
     def free_rows(self) -> int:
-        return self._max_rows - len(self._rows) - self.held_rows
+        return self._max_rows - len(self._rows) - self.reserved_rows
 
     @property
     def decoding(self) -> Sequence[int]:
@@ -98,7 +102,7 @@ class BlockCache(KVCache):
         """Blocks that no row holds and none was promised."""
         promised = [row for row in self._rows.values() if row.promised]
         kept = sum(self._count(row.promised) - len(row.blocks) for row in promised)
-        kept += sum(rows * self._count(length) for length, rows in self._held.items())
+        kept += sum(rows * self._count(length) for length, rows in self._reserved.items())
         return len(self._free) + self._max_blocks - self._blocks - kept
 
     def match(self, claim: Claim) -> int:
@@ -114,7 +118,7 @@ class BlockCache(KVCache):
         for block in shared:
             self._hold(block)
         count = len(shared) * self._block_size
-        row = _Row(claim.tokens, shared, count, self._wide_of(shared), claim.length)
+        row = _Row(claim.tokens, shared, count, self._prefilled_of(shared), claim.length)
         self._rows[claim.row] = row
         self._extend(row, len(claim.tokens))
         return count
@@ -127,10 +131,10 @@ class BlockCache(KVCache):
         self._extend(holder, length)
         return True
 
-    def computed(self, row: int, tokens: int, *, wide: bool) -> None:
+    def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         holder = self._rows[row]
-        if wide and holder.wide == holder.length:
-            holder.wide = tokens
+        if prefilled and holder.prefilled == holder.length:
+            holder.prefilled = tokens
         first, last = holder.length // self._block_size, tokens // self._block_size
         holder.length = tokens
         for at in range(first, last):
@@ -190,7 +194,7 @@ class BlockCache(KVCache):
         self._block_of: dict[Key, int] = {}
         self._key_of: dict[int, Key] = {}
         self._commands = []
-        self._held.clear()
+        self._reserved.clear()
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
@@ -210,13 +214,13 @@ class BlockCache(KVCache):
             before = block
         return blocks
 
-    def _wide_of(self, blocks: Sequence[int]) -> int:
-        wide = 0
+    def _prefilled_of(self, blocks: Sequence[int]) -> int:
+        prefilled = 0
         for block in blocks:
             if not self._key_of[block][2]:
                 break
-            wide += self._block_size
-        return wide
+            prefilled += self._block_size
+        return prefilled
 
     def _extend(self, row: _Row, length: int) -> None:
         while len(row.blocks) < self._count(length):
@@ -224,7 +228,7 @@ class BlockCache(KVCache):
 
     def _take(self) -> int:
         """A block for one row: an empty one, the least recently used, or a new one."""
-        may_evict = self._free.cached and not self._roomy
+        may_evict = self._free.cached and not self._grow_first
         if not self._free.empty and not may_evict and self._blocks < self._max_blocks:
             old = self._blocks
             self._blocks = min(power_of_two(max(old + 1, MIN_BLOCKS)), self._max_blocks)
@@ -263,7 +267,7 @@ class BlockCache(KVCache):
             block = self._take()
             self._commands.append(BlockCopy(source.blocks[full], block, 0, rest))
             row.blocks.append(block)
-        row.length, row.wide = source.length, source.wide
+        row.length, row.prefilled = source.length, source.prefilled
 
     def _name(self, row: _Row, at: int) -> None:
         """Let others find a block that has become full, unless they find its equal already."""
@@ -273,7 +277,7 @@ class BlockCache(KVCache):
         before = row.blocks[at - 1] if at else -1
         if at and before not in self._key_of:
             return  # a twin of a named block: what follows it is not looked for
-        key = (before, tuple(row.tokens[start:end]), row.wide >= end)
+        key = (before, tuple(row.tokens[start:end]), row.prefilled >= end)
         if key not in self._block_of and row.blocks[at] not in self._key_of:
             self._block_of[key] = row.blocks[at]
             self._key_of[row.blocks[at]] = key

@@ -5,7 +5,7 @@ list, and how many of its tokens are computed. What an ended row had computed st
 place is needed, so that a later row that begins with the same tokens takes it over.
 
 Tokens computed one at a time (a decode step) may differ in the last bits from the same tokens
-computed together (prefill, extend). ``wide`` counts the leading tokens of the latter kind. An
+computed together (prefill, extend). ``prefilled`` counts the leading tokens of the latter kind. An
 ``exact`` row, one whose tokens must not depend on what ran before it, takes over only those.
 """
 
@@ -39,7 +39,7 @@ class Claim:
 
     ``most``: how many of its tokens it may take over at most. ``rows`` and ``length``: there must
     be room for so many rows of so many tokens (beams come all or not at all); the row itself is
-    promised that length, the others' room is for the caller to ``hold``.
+    promised that length, the others' room is for the caller to ``reserve``.
     """
 
     row: int
@@ -54,18 +54,23 @@ class KVCache(ABC):
     """Rows and their room. Rows decode in the order of ``decoding``."""
 
     def __init__(self) -> None:
-        self._held: Counter[int] = Counter()
+        self._reserved: Counter[int] = Counter()
         self._commands: list[Command] = []
 
-    def hold(self, rows: int, length: int) -> None:
+    def reserve(self, rows: int, length: int) -> None:
         """Keep room for so many more rows of this length; of fewer if ``rows`` is negative."""
-        self._held[length] += rows
-        self._held += Counter()  # drops what is no more held
+        self._reserved[length] += rows
+        self._reserved += Counter()  # drops what is no more held
 
     @property
-    def held_rows(self) -> int:
+    def reserved_rows(self) -> int:
         """Rows that may still come by ``fork``, whatever else is admitted."""
-        return self._held.total()
+        return self._reserved.total()
+
+    @property
+    @abstractmethod
+    def min_reuse(self) -> int:
+        """Tokens in common below which a row does not wait to take them over."""
 
     @property
     @abstractmethod
@@ -102,7 +107,7 @@ class KVCache(ABC):
         """Make room for ``length`` tokens of a live row; False: others must go first."""
 
     @abstractmethod
-    def computed(self, row: int, tokens: int, *, wide: bool) -> None:
+    def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         """The row's first ``tokens`` are in the cache now; whether the newest came together."""
 
     @abstractmethod

@@ -26,11 +26,11 @@ itself, and that step alone costs about as much as so many more tokens in a step
 
 @dataclass
 class _Slot:
-    """``tokens[:length]`` are computed here, ``wide`` of them together; ``used``: when last."""
+    """``tokens[:length]`` are cached, ``prefilled`` of them together; ``used``: when last."""
 
     tokens: Sequence[int] = field(default_factory=list)
     length: int = 0
-    wide: int = 0
+    prefilled: int = 0
     used: int = 0
 
     @property
@@ -43,19 +43,27 @@ class SlotCache(KVCache):
     """Slots of live rows, and of ended ones.
 
     ``max_tokens``: slots times their size never exceed it; then room that no live row needs is
-    used to keep more of what ended. Without it the pool grows only for live rows.
+    used to keep more of what ended. Without it the pool grows only for live rows. ``invariant``:
+    a token that was computed together with others is the same to the last bit in any such step.
     """
 
     def __init__(
-        self, max_rows: int, max_length: int, max_tokens: int | None = None, *, keep: bool = True
+        self,
+        max_rows: int,
+        max_length: int,
+        max_tokens: int | None = None,
+        *,
+        keep: bool = True,
+        invariant: bool = True,
     ) -> None:
         super().__init__()
         assert max_rows > 0
         assert max_length > 0
         self._max_rows = max_rows
         self._budget = max_tokens
-        self._max_length = max_length if max_tokens is None else min(max_length, max_tokens)
+        self._max_length = max_length if max_tokens is None else min(max_length, _even(max_tokens))
         self._keep = keep
+        self._invariant = invariant
         self._clock = 0
         self._slots: list[_Slot] = []
         self._capacity = 0
@@ -70,16 +78,20 @@ class SlotCache(KVCache):
         return Resize(len(self._slots), self._capacity)
 
     @property
+    def min_reuse(self) -> int:
+        return MIN_REUSE
+
+    @property
     def max_length(self) -> int:
         return self._max_length
 
     def fits(self, rows: int, length: int) -> bool:
         fitting = rows <= self._max_rows and length <= self._max_length
-        return fitting and (self._budget is None or rows * length <= self._budget)
+        return fitting and (self._budget is None or rows * _even_up(length) <= self._budget)
 
     @property
     def free_rows(self) -> int:
-        return self._max_rows - len(self._rows) - self.held_rows
+        return self._max_rows - len(self._rows) - self.reserved_rows
 
     @property
     def decoding(self) -> Sequence[int]:
@@ -90,28 +102,31 @@ class SlotCache(KVCache):
 
     def admit(self, claim: Claim) -> int | None:
         place = len(self._rows)
-        rows = place + self.held_rows + claim.rows
+        rows = place + self.reserved_rows + claim.rows
         if not self._make_room(rows, max(len(claim.tokens), claim.length)):
             return None
         source, count = self._best(claim)
         if source != place or not count:
-            self._clear(place, source)
+            free = range(place + 1, len(self._slots))
+            self._save(place, [at for at in free if at != source])
         if source != place:
             self._copy(source, place, count)
         slot = self._slots[place]
-        slot.tokens, slot.length, slot.wide = claim.tokens, count, min(slot.wide, count)
+        slot.tokens, slot.length, slot.prefilled = claim.tokens, count, min(slot.prefilled, count)
         self._rows.append(claim.row)
         self._place[claim.row] = place
         self._promised[claim.row] = claim.length
         return count
 
     def grow(self, row: int, length: int) -> bool:
-        return length <= self._capacity or self._make_room(len(self._rows) + self.held_rows, length)
+        return length <= self._capacity or self._make_room(
+            len(self._rows) + self.reserved_rows, length
+        )
 
-    def computed(self, row: int, tokens: int, *, wide: bool) -> None:
+    def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         slot = self._slots[self._place[row]]
-        if wide and slot.wide == slot.length:
-            slot.wide = tokens
+        if prefilled and slot.prefilled == slot.length:
+            slot.prefilled = tokens
         slot.length = tokens
 
     def promote(self, row: int) -> None:
@@ -123,9 +138,9 @@ class SlotCache(KVCache):
         live, place = len(self._rows), self._decoding
         source = self._place[parent]
         length = self._slots[source].length
-        if not self._make_room(live + self.held_rows + 1, length + 1):
+        if not self._make_room(live + self.reserved_rows + 1, length + 1):
             return False
-        self._clear(live, live)
+        self._save(live, range(live + 1, len(self._slots)))
         if live > place:  # at most one prompt is half done between steps
             assert live == place + 1
             self._move(place, live)
@@ -148,7 +163,7 @@ class SlotCache(KVCache):
             same = common_prefix(old.tokens, new.tokens, min(old.length, new.length))
             if same < new.length:
                 self._commands.append(BlockCopy(source, place, same, new.length))
-            old.length, old.wide = new.length, new.wide
+            old.length, old.prefilled = new.length, new.prefilled
         for row, ids in tokens.items():
             self._slots[self._place[row]].tokens = ids
 
@@ -164,13 +179,13 @@ class SlotCache(KVCache):
 
     def forget(self) -> None:
         for slot in self._slots[len(self._rows) :]:
-            slot.length = slot.wide = 0
+            slot.length = slot.prefilled = 0
 
     def reset(self) -> None:
         self._slots, self._capacity = [], 0
         self._rows, self._place, self._promised, self._decoding = [], {}, {}, 0
         self._commands = []
-        self._held.clear()
+        self._reserved.clear()
 
     def _best(self, claim: Claim) -> tuple[int, int]:
         """The slot to take over from, and how many tokens; the next free one and 0 if none."""
@@ -179,7 +194,7 @@ class SlotCache(KVCache):
         # A free slot may be taken as it is, the next one without even a copy: these come first.
         for place in (*range(live, len(self._slots)), *range(live)):
             slot = self._slots[place]
-            limit = min(claim.most, slot.wide if claim.exact else slot.length)
+            limit = min(claim.most, slot.prefilled if claim.exact else slot.length)
             if limit > most:
                 count = common_prefix(slot.tokens, claim.tokens, limit)
                 if count > most:
@@ -189,19 +204,21 @@ class SlotCache(KVCache):
     def _make_room(self, rows: int, length: int) -> bool:
         """Have room for so many rows, one of them of ``length`` tokens; False if there cannot be.
 
-        Sizes are powers of two where they fit, so that growing costs a constant a token.
+        Sizes are powers of two where they fit, so that growing costs a constant a token; always
+        even, for engines that pad a prefill to an even width.
         """
         if rows > self._max_rows or length > self._max_length:
             return False
         known = (len(self._slots[place].tokens) for place in self._place.values())
-        longest = max((length, *known, *self._promised.values(), *self._held))
-        rounded = min(power_of_two(max(longest, MIN_CAPACITY)), self._max_length)
+        longest = max((length, *known, *self._promised.values(), *self._reserved))
+        most = _even_up(self._max_length)
+        rounded = min(power_of_two(max(longest, MIN_CAPACITY)), most)
         capacities = [max(self._capacity, rounded), rounded]
         if self._budget is not None:
-            capacities.append(self._budget // rows)
+            capacities.append(min(_even(self._budget // rows), most))
         for capacity in capacities:
             if capacity >= longest and self._affordable(capacity) >= rows:
-                self._resize(self._slots_for(rows, capacity), min(capacity, self._max_length))
+                self._resize(self._slots_for(rows, capacity), capacity)
                 return True
         return False
 
@@ -221,7 +238,7 @@ class SlotCache(KVCache):
             return
         del self._slots[slots:]
         for slot in self._slots:
-            slot.length, slot.wide = min(slot.length, capacity), min(slot.wide, capacity)
+            slot.length, slot.prefilled = min(slot.length, capacity), min(slot.prefilled, capacity)
         self._slots += [_Slot() for _ in range(slots - len(self._slots))]
         self._capacity = capacity
         self._commands.append(Resize(slots, capacity))
@@ -232,7 +249,7 @@ class SlotCache(KVCache):
         self._clock += 1
         slot.used = self._clock
         if not self._keep:
-            slot.length = slot.wide = 0
+            slot.length = slot.prefilled = 0
         live = len(self._rows)
         if place < self._decoding:
             self._decoding -= 1
@@ -241,18 +258,16 @@ class SlotCache(KVCache):
             movers = list(range(place + 1, live))
         movers = [mover for mover in movers if mover != place]
         if movers:
-            self._clear(place, place, beyond=live)
+            self._save(place, range(live, len(self._slots)))
         for mover in movers:
             self._move(mover, place)
             self._rows[place] = self._rows[mover]
             place = mover
         del self._rows[place]
 
-    def _clear(self, place: int, spare: int, beyond: int | None = None) -> None:
-        """Move what an ended row left in a slot to a free one whose content is worth less."""
+    def _save(self, place: int, free: Sequence[int]) -> None:
+        """Copy what an ended row left in a slot to a free one whose content is worth less."""
         slot = self._slots[place]
-        first = place + 1 if beyond is None else beyond
-        free = [at for at in range(first, len(self._slots)) if at != spare]
         if slot.worth < 0 or not free:
             return
         target = min(free, key=lambda at: self._slots[at].worth)
@@ -261,13 +276,22 @@ class SlotCache(KVCache):
 
     def _move(self, source: int, destination: int) -> None:
         self._copy(source, destination, self._slots[source].length)
-        self._slots[source].length = self._slots[source].wide = 0
+        self._slots[source].length = self._slots[source].prefilled = 0
 
     def _copy(self, source: int, destination: int, count: int) -> None:
-        """What both have computed together, from the same tokens, is the same bit for bit."""
+        """Copy all but what is the same to the last bit in both."""
         old, new = self._slots[destination], self._slots[source]
-        same = common_prefix(old.tokens, new.tokens, min(old.wide, new.wide, count))
+        known = min(old.prefilled, new.prefilled, count) if self._invariant else 0
+        same = common_prefix(old.tokens, new.tokens, known)
         if same < count:
             self._commands.append(BlockCopy(source, destination, same, count))
         old.tokens, old.length = new.tokens, count
-        old.wide, old.used = min(new.wide, count), new.used
+        old.prefilled, old.used = min(new.prefilled, count), new.used
+
+
+def _even(number: int) -> int:
+    return number - number % 2
+
+
+def _even_up(number: int) -> int:
+    return number + number % 2

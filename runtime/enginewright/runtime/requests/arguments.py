@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from enginewright.runtime.errors import ArgumentError, RequestError
-from enginewright.runtime.options import whole
 from enginewright.runtime.progress import UseTqdm, check_progress
+from enginewright.runtime.sampling.checks import maybe_whole
 from enginewright.runtime.text.chat import ContentFormat
 from enginewright.runtime.text.templates import TemplateSource
 
@@ -70,13 +70,12 @@ class Tokenization:
             raise RequestError(
                 f"add_special_tokens={special!r:.80} is not legal: it must be True or False"
             )
-        hint = "None to keep all, or -1 for what leaves room for max_tokens"
-        if count == 0:
-            raise RequestError(
-                f"truncate_prompt_tokens=0 is not legal: it must be 1 or more, {hint}"
-            )
         name = "truncate_prompt_tokens"
-        return Tokenization(special, whole(name, count, -1, otherwise=hint, error=RequestError))
+        hint = "None to keep all, or -1 for what leaves room for max_tokens"
+        most = maybe_whole(name, count, -1, otherwise=hint, error=RequestError)
+        if most == 0:
+            raise RequestError(f"{name}=0 is not legal: it must be 1 or more, {hint}")
+        return Tokenization(special, most)
 
     def truncated(self, ids: list[int], most: int) -> list[int]:
         """The last tokens; ``most``: how many leave room for the output."""

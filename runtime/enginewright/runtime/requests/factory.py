@@ -10,8 +10,6 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from enginewright.runtime.beam_search.job import BeamJob
-from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.run import BeamJobs
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import (
@@ -172,19 +170,16 @@ class RequestFactory:
         """What structured outputs are compiled by."""
         return GrammarCompiler(self.tokenizer, self.info.vocab_size, self.eos_token_ids)
 
-    def beam_job(
-        self, prompt: Any, params: BeamSearchParams, tokenization: Tokenization = _PLAIN
-    ) -> BeamJob:
-        """The beam search of one prompt."""
-        jobs = BeamJobs(
+    def beam_jobs(self, tokenization: Tokenization = _PLAIN) -> BeamJobs:
+        """What makes beam searches."""
+        return BeamJobs(
             self.tokenizer,
             self.info,
             self.eos_token_ids,
             self.numbers,
-            lambda prompt: self.read(prompt, tokenization, params.max_tokens),
+            lambda prompt, max_tokens: self.read(prompt, tokenization, max_tokens),
             lambda form: self.grammars.compile(form).start(),
         )
-        return jobs.make(prompt, params)
 
     def explain(
         self, params: SamplingParams | None, given: Mapping[str, str] | None = None

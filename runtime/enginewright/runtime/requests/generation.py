@@ -75,6 +75,7 @@ class Generation:
         self.finished_at: float | None = None
         self._told_tokens = 0
         self._told_text = 0
+        self._told_end = False
 
     @property
     def finished(self) -> bool:
@@ -94,14 +95,18 @@ class Generation:
         try:
             sampled = self._sampler.sample(logits, self.output_token_ids)
         except EnginewrightError as error:
-            self.error = error
-            self._finish("error", str(error))
+            self.fail(error)
             return
         self.first_token_at = self.first_token_at or time.perf_counter()
         self.output_token_ids.append(sampled.token_id)
         self._note_logprobs(sampled)
         self._note_text(sampled.token_id)
         self._see_whether_ended(sampled.token_id)
+
+    def fail(self, error: EnginewrightError) -> None:
+        """End the request; it alone has gone wrong."""
+        self.error = error
+        self._finish("error", str(error))
 
     def abort(self) -> None:
         """End the request as it is; nothing changes if it has ended already."""
@@ -110,10 +115,12 @@ class Generation:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are tokens that no delta told, as many as ``stream_interval`` wants."""
+        """Whether no delta told the end, or as many tokens as ``stream_interval`` wants."""
+        if self.finished:
+            return not self._told_end
         untold = len(self.output_token_ids) - self._told_tokens
         wanted = self.request.params.stream_interval or 1
-        return untold > 0 and (untold >= wanted or self.finished or not self._told_tokens)
+        return untold > 0 and (untold >= wanted or not self._told_tokens)
 
     def output(self) -> CompletionOutput:
         """Everything so far."""
@@ -124,6 +131,7 @@ class Generation:
         output = self._output(self._told_tokens, self._told_text)
         self._told_tokens = len(self.output_token_ids)
         self._told_text = len(self._text)
+        self._told_end = self.finished
         return output
 
     @property

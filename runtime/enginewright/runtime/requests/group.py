@@ -27,6 +27,7 @@ class RequestGroup(Job):
         self._rows = {each.request.id: _row(each) for each in generations}
         self._first = self._rows[generations[0].request.id]
         self._told_final = False
+        self._prompt_error: EnginewrightError | None = None
 
     @property
     def row_ids(self) -> Sequence[int]:
@@ -43,9 +44,15 @@ class RequestGroup(Job):
     def take_prompt(self, start: int, logits: Logits) -> None:
         scores = self.generations[0].prompt_scores
         assert scores is not None
-        scores.take(start, logits)
+        try:
+            scores.take(start, logits)
+        except EnginewrightError as error:
+            self._prompt_error = error
 
     def accept(self, scheduler: Scheduler, logits: Mapping[int, Logits]) -> None:
+        if self._prompt_error is not None:
+            self._fail(scheduler, self._prompt_error)
+            return
         for row_id, values in logits.items():
             row = self._rows[row_id]
             begins = row is self._first and len(row.tokens) == row.prompt
@@ -57,8 +64,13 @@ class RequestGroup(Job):
     def abort(self, scheduler: Scheduler) -> None:
         for each in self.generations:
             each.abort()
-        running = scheduler.rows & self._rows.keys()
-        scheduler.remove([self._rows[row] for row in running])
+        scheduler.remove(list(self._rows.values()))
+
+    def _fail(self, scheduler: Scheduler, error: EnginewrightError) -> None:
+        """The prompt cannot be scored: it is that of all outputs, and none has begun."""
+        for each in self.generations:
+            each.fail(error)
+        scheduler.remove([self._first])
 
     def _fork(self, scheduler: Scheduler, logits: Logits) -> None:
         for generation in self.generations[1:]:

@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
 from enginewright.runtime.requests.outputs import Logprob, PromptLogprobs
-from enginewright.runtime.sampling.logprobs import Scores, prompt_scores, token_matrix
+from enginewright.runtime.sampling.logprobs import (
+    Scores,
+    check_usable,
+    prompt_scores,
+    token_matrix,
+)
 from enginewright.runtime.sampling.params import SamplingParams
 
 TokenText = Callable[[int], str]
@@ -42,7 +47,7 @@ class PromptScores:
     def take(self, start: int, rows: NDArray[np.float32]) -> None:
         """The logits after the tokens from ``start`` on; the last token's are of the output.
 
-        What was taken before may come again.
+        What was taken before may come again. Raises EnginewrightError if they are no numbers.
         """
         if self._taken == len(self._prompt) - 1:
             return
@@ -51,6 +56,7 @@ class PromptScores:
         start, rows = self._taken, rows[known:]
         followers = self._prompt[start + 1 : start + 1 + len(rows)]
         rows = rows[: len(followers)]
+        check_usable(rows)
         self._taken += len(rows)
         if self._count is not None:
             scores = prompt_scores(rows, followers, self._count)

@@ -10,17 +10,18 @@ from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.requests.outputs import RequestOutput
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.scheduling.job import Job
 
 logger = logging.getLogger(__name__)
 
 
-def enqueue(core: EngineCore, groups: Sequence[RequestGroup]) -> None:
+def enqueue(core: EngineCore, jobs: Sequence[Job]) -> None:
     """Queue all of them, or none."""
     try:
-        for group in groups:
-            core.add(group)
-    except BaseException:
-        core.abort(groups)
+        for job in jobs:
+            core.add(job)
+    except BaseException:  # an interrupt, too, must leave nothing behind
+        core.abort(jobs)
         raise
 
 
@@ -55,7 +56,7 @@ def stream(core: EngineCore, group: RequestGroup) -> Generator[RequestOutput]:
     """Yield what is new after each step. Leaving early aborts the request; an error is raised."""
     core.add(group)
     try:
-        while True:
+        while not group.failed:
             news = group.news(RequestOutputKind.DELTA)
             if news is not None:
                 yield news

@@ -1,4 +1,4 @@
-"""Checks of single values; what is illegal raises SamplingParamsError with field, value, range."""
+"""Checks of single values: what is illegal raises an error with the name, value and range."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-from enginewright.runtime.errors import SamplingParamsError
+from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
 
 INFINITY = math.inf
 
@@ -35,6 +35,7 @@ def whole(
     *,
     high_name: str = "",
     otherwise: str = "",
+    error: type[EnginewrightError] = SamplingParamsError,
 ) -> int:
     """The value as an int from ``low`` to ``high``; ``otherwise`` says what else is legal."""
     legal = f"an integer of at least {low}"
@@ -42,16 +43,26 @@ def whole(
         legal = f"an integer from {low} to {high}" + (f" ({high_name})" if high_name else "")
     legal += f", or {otherwise}" if otherwise else ""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise illegal(name, value, legal)
+        raise illegal(name, value, legal, error)
     found = int(value)
     if not low <= found <= high:
-        raise illegal(name, value, legal)
+        raise illegal(name, value, legal, error)
     return found
 
 
-def maybe_whole(name: str, value: object, low: int, high: float = INFINITY) -> int | None:
-    """None, or the value as an int from ``low`` to ``high``."""
-    return None if value is None else whole(name, value, low, high, otherwise="None")
+def maybe_whole(
+    name: str,
+    value: object,
+    low: int,
+    high: float = INFINITY,
+    *,
+    otherwise: str = "None",
+    error: type[EnginewrightError] = SamplingParamsError,
+) -> int | None:
+    """None, or the value as an int from ``low`` to ``high``; ``otherwise`` says what None does."""
+    if value is None:
+        return None
+    return whole(name, value, low, high, otherwise=otherwise, error=error)
 
 
 def flag(name: str, value: object) -> None:
@@ -102,5 +113,7 @@ def in_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
         )
 
 
-def illegal(name: str, value: object, legal: str) -> SamplingParamsError:
-    return SamplingParamsError(f"{name}={value!r:.200} is not legal: it must be {legal}")
+def illegal(
+    name: str, value: object, legal: str, error: type[EnginewrightError] = SamplingParamsError
+) -> EnginewrightError:
+    return error(f"{name}={value!r:.200} is not legal: it must be {legal}")

@@ -2,7 +2,8 @@
 
 | tensor | shape | dtype   | meaning                                     |
 |--------|-------|---------|---------------------------------------------|
-| logits | [V]   | float32 | a copy of the row that a function may keep  |
+| logits | [V]   | float32 | a row that a function may keep: no other    |
+|        |       |         | writes to it                                |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from enginewright.runtime.errors import EnginewrightError, RequestError, SamplingParamsError
 from enginewright.runtime.sampling.processors import Logits
@@ -22,7 +24,10 @@ from enginewright.runtime.sampling.processors import Logits
 GROUP = "enginewright.logits_processors"
 """The group of entry points under which a package offers processors by name."""
 
-LogitsProcessor: TypeAlias = Callable[..., Any]
+Function: TypeAlias = Callable[..., ArrayLike]
+"""Of (output ids, logits), or of (prompt ids, output ids, logits)."""
+LogitsProcessor: TypeAlias = Function | type[Any]
+"""A function, or a class whose instances are such."""
 
 
 @functools.cache
@@ -98,8 +103,8 @@ def _imported(text: str) -> LogitsProcessor:
 def _checked(found: Any) -> LogitsProcessor:
     if not callable(found):
         raise _illegal(found, "it cannot be called")
-    function: LogitsProcessor = found
-    return function
+    processor: LogitsProcessor = found
+    return processor
 
 
 def _illegal(given: object, why: str) -> EnginewrightError:
@@ -113,7 +118,7 @@ def _list_installed() -> str:
     return f"installed are: {', '.join(sorted(installed())) or 'none'}"
 
 
-def _ready(name: str, given: LogitsProcessor | str) -> LogitsProcessor:
+def _ready(name: str, given: LogitsProcessor | str) -> Function:
     """The function itself: loaded if it was named, an instance if it is a class."""
     try:
         found = installed()[given].load() if isinstance(given, str) else given
@@ -124,11 +129,11 @@ def _ready(name: str, given: LogitsProcessor | str) -> LogitsProcessor:
         ) from error
     if not callable(made):
         raise SamplingParamsError(f"{name} is not legal: it must be a function, or a class of such")
-    function: LogitsProcessor = made
+    function: Function = made
     return function
 
 
-def _call(name: str, function: LogitsProcessor, *ids: list[int], logits: Logits) -> Logits:
+def _call(name: str, function: Function, *ids: list[int], logits: Logits) -> Logits:
     """What a user's function makes of the logits, as a row of its own; RequestError if nothing."""
     try:
         result = np.asarray(function(*ids, logits), dtype=np.float32)
@@ -141,8 +146,8 @@ def _call(name: str, function: LogitsProcessor, *ids: list[int], logits: Logits)
         )
     if np.isnan(result).any():
         raise RequestError(f"{name} returned NaN: it must return numbers, or -inf")
-    # It may return what it keeps, or what cannot be written to; later processors write in place.
-    return result if result is logits else result.copy()
+    # It may keep what it was given or returns, and later processors write in place.
+    return result.copy()
 
 
 def _name(given: LogitsProcessor | str) -> str:
@@ -151,7 +156,7 @@ def _name(given: LogitsProcessor | str) -> str:
     return str(getattr(given, "__name__", type(given).__name__))
 
 
-def _takes_prompt(function: LogitsProcessor) -> bool:
+def _takes_prompt(function: Function) -> bool:
     """Three parameters mean (prompt ids, output ids, logits); two, the latter."""
     try:
         return len(inspect.signature(function).parameters) == 3

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.errors import SamplingParamsError
+from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
 from enginewright.runtime.sampling.processors import Ids, Logits
 from enginewright.runtime.sampling.truncation import highest, weights_of
 
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 Scores = dict[int, tuple[float, int]]
 """Token id -> (log probability, rank from 1)."""
+
+
+def check_usable(logits: Logits) -> None:
+    """Raise EnginewrightError where a row's highest logit is no finite number."""
+    highest = logits.max(axis=-1)
+    if not np.isfinite(highest).all():
+        raise EnginewrightError(
+            f"the engine gave no usable logits (highest value {highest.max()}): its numbers "
+            f"overflow, or its files are damaged; run `enginewright verify` on the artifact"
+        )
 
 
 def log_normaliser(logits: Logits) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from enginewright.runtime.errors import EnginewrightError, RequestError
+from enginewright.runtime.errors import RequestError
 from enginewright.runtime.sampling import logprobs, truncation
 from enginewright.runtime.sampling.bad_words import Words
 from enginewright.runtime.sampling.chain import Chain
@@ -149,7 +149,4 @@ def _check_finite(value: np.float32, logits: Logits) -> None:
             f"allowed_token_ids, bad_words, min_tokens, logit_bias and logits_processors together "
             f"leave none"
         )
-    raise EnginewrightError(
-        f"the engine gave no usable logits (highest value {highest}): its numbers overflow, or "
-        f"its files are damaged; run `enginewright verify` on the artifact"
-    )
+    logprobs.check_usable(logits)

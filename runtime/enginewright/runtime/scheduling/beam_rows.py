@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from enginewright.runtime.kv_cache.cache import KVCache, common_prefix
 from enginewright.runtime.scheduling.row import Row
 
-Branch = tuple[int, int]
-"""A beam's next step: which of the live beams it goes on from, and its token."""
+
+class Branch(NamedTuple):
+    """A beam that goes on: ``parent`` is its place among the live beams, ``token`` its next."""
+
+    parent: int
+    token: int
 
 
 class BeamRows:
@@ -52,7 +57,7 @@ class BeamRows:
             {row: ids for row, ids in moved.items() if row not in fresh},
         )
         for source, row, ids in forks:
-            cache.hold(-1, self._first.length)
+            cache.reserve(-1, self._first.length)
             found = cache.fork(source.id, row.id, ids)
             assert found, "room was held"
         for row, ids in zip(self.live, tokens, strict=True):
@@ -62,11 +67,11 @@ class BeamRows:
     def release(self, cache: KVCache) -> None:
         """Give up the room that was held for beams to come; the live rows are for the caller."""
         if self._first.cached is not None:
-            cache.hold(-len(self._spare), self._first.length)
+            cache.reserve(-len(self._spare), self._first.length)
 
     def _leave(self, cache: KVCache, rows: Sequence[Row]) -> None:
         cache.release([row.id for row in rows])
-        cache.hold(len(rows), self._first.length)
+        cache.reserve(len(rows), self._first.length)
         self._spare += rows
 
 

@@ -14,6 +14,7 @@ B rows of the plan, S tokens of the widest, V vocabulary, n blocks a row.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ LEAST_CACHE = 2
 
 
 class EngineCore:
-    """Runs jobs on an engine, many at a time. Not thread-safe: one caller steps it.
+    """Runs jobs on an engine, many at a time. One caller at a time: another is refused.
 
     ``kv_cache_memory_bytes`` bounds the cache; without it, the engine's limits do.
     ``enable_prefix_caching``: what rows have computed is taken over by those that begin alike.
@@ -57,6 +58,7 @@ class EngineCore:
         self._scheduler = Scheduler(engine.describe().steps, self._cache, max_tokens_per_step)
         self._prefix_caching = enable_prefix_caching
         self._jobs: dict[int, Job] = {}
+        self._in_use = threading.Lock()
 
     def describe(self) -> EngineInfo:
         """What the engine declares; no row can be longer than its cache."""
@@ -74,10 +76,19 @@ class EngineCore:
         return self._scheduler.preemptions
 
     def add(self, job: Job) -> None:
-        """Queue a job; it must fit the engine's limits.
+        """Queue a job; it must fit the engine's limits. Raises RequestError as ``check``."""
+        self.check(job)
+        row = job.first_row()
+        info = self._engine.describe()
+        row.exact = row.exact and info.batch_invariant
+        may_read = self._prefix_caching and (info.chunk_invariant or not row.exact)
+        row.reads_cache = row.reads_cache and may_read
+        with self._alone():
+            self._scheduler.add(row)
+            self._jobs |= dict.fromkeys(job.row_ids, job)
 
-        Raises RequestError if its rows have no room in the cache, even alone.
-        """
+    def check(self, job: Job) -> None:
+        """Raise RequestError if the job's rows have no room in the cache, even alone."""
         row = job.first_row()
         if not self._cache.fits(row.rows, max(len(row.tokens), row.length)):
             raise RequestError(
@@ -85,34 +96,31 @@ class EngineCore:
                 f"engine: lower beam_width or max_tokens, or raise max_batch or "
                 f"kv_cache_memory_bytes"
             )
-        info = self._engine.describe()
-        row.exact = row.exact and info.batch_invariant
-        may_read = self._prefix_caching and (info.chunk_invariant or not row.exact)
-        row.reads_cache = row.reads_cache and may_read
-        self._scheduler.add(row)
-        self._jobs |= dict.fromkeys(job.row_ids, job)
 
     def abort(self, jobs: Iterable[Job]) -> None:
-        """Give up those that are still running; their room is free for others."""
-        for job in jobs:
-            if self._jobs.get(job.row_ids[0]) is job:
-                job.abort(self._scheduler)
-                self._forget(job)
+        """Give up those that are still running; their room is free for others.
+
+        While another thread steps, this waits for that step to end.
+        """
+        running = [job for job in jobs if self._jobs.get(job.row_ids[0]) is job]
+        if running:
+            with self._in_use:
+                self._abort(running)
 
     def step(self) -> list[Job]:
         """Run one step; returns the jobs that got a token or failed.
 
-        What the engine raises ends every job: nothing is known of its cache any more.
+        What is raised on the way, by the engine or by an interrupt, ends every job: nothing is
+        known of the cache any more.
         """
-        plan = self._scheduler.plan()
-        if plan is None:
-            return []
-        try:
-            return self._run(plan)
-        except BaseException:
-            self.abort(set(self._jobs.values()))
-            self._cache.reset()
-            raise
+        with self._alone():
+            try:
+                plan = self._scheduler.plan()
+                return [] if plan is None else self._run(plan)
+            except BaseException:
+                self._scheduler.reset()
+                self._abort(set(self._jobs.values()))
+                raise
 
     @contextmanager
     def lend(self, rows: int, tokens: int) -> Iterator[tuple[Engine, NDArray[np.int32]]]:
@@ -129,8 +137,10 @@ class EngineCore:
                 self._cache.admit(Claim(row, [0] * tokens, most=0, exact=False, length=tokens))
             self._carry_out(self._cache.take_commands())
             yield self._engine, self._cache.table(ids)
-        finally:
-            self._cache.release(ids)
+        except BaseException:  # as in step
+            self._cache.reset()
+            raise
+        self._cache.release(ids)
 
     def reset_prefix_cache(self) -> None:
         """Keep nothing of what ended rows have computed."""
@@ -140,6 +150,24 @@ class EngineCore:
         """Abort what runs and free the engine."""
         self.abort(set(self._jobs.values()))
         self._engine.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._in_use.acquire(blocking=False):
+            raise RequestError(
+                "this engine is in the middle of another call's step: one thread uses an LLM at a "
+                "time, and a logits processor must not call it; AsyncLLM takes requests from many"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _abort(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if self._jobs.get(job.row_ids[0]) is job:
+                job.abort(self._scheduler)
+                self._forget(job)
 
     def _run(self, plan: StepPlan) -> list[Job]:
         self._carry_out(self._cache.take_commands())
@@ -181,8 +209,9 @@ class EngineCore:
             if isinstance(command, BlockCopy):
                 copies.append(command)
                 continue
-            self._engine.copy_blocks(copies)
-            copies = []
+            if copies:
+                self._engine.copy_blocks(copies)
+                copies = []
             self._engine.resize(command.blocks, command.block_size)
         if copies:
             self._engine.copy_blocks(copies)
@@ -196,20 +225,22 @@ def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
     """The cache of the engine's layout, within ``memory`` bytes."""
     rows = min(info.max_batch, info.steps.decode)
     tokens = None if memory is None else memory // info.kv_bytes_per_token
-    if tokens is not None and tokens < LEAST_CACHE:
+    least = max(LEAST_CACHE, info.kv_block_size)
+    if tokens is not None and tokens < least:
         raise EnginewrightError(
             f"kv_cache_memory_bytes={memory} holds {tokens} tokens: at least "
-            f"{LEAST_CACHE * info.kv_bytes_per_token} bytes are needed, as a rule what "
+            f"{least * info.kv_bytes_per_token} bytes are needed, as a rule what "
             f"max_context={info.max_context} tokens take, "
             f"{info.max_context * info.kv_bytes_per_token}"
         )
     if info.kv_layout == "slots":
-        return SlotCache(rows, info.max_context, tokens, keep=keep)
+        exact = info.batch_invariant and info.chunk_invariant
+        return SlotCache(rows, info.max_context, tokens, keep=keep, invariant=exact)
     blocks = -(-info.max_context // info.kv_block_size) * rows
     if tokens is not None:
-        blocks = min(blocks, max(tokens // info.kv_block_size, 1))
+        blocks = min(blocks, tokens // info.kv_block_size)
     return BlockCache(
-        rows, info.max_context, info.kv_block_size, blocks, keep=keep, roomy=tokens is not None
+        rows, info.max_context, info.kv_block_size, blocks, keep=keep, grow_first=tokens is not None
     )
 
 

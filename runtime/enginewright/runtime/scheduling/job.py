@@ -46,6 +46,11 @@ class Job(ABC):
 
     @property
     @abstractmethod
+    def failed(self) -> bool:
+        """Whether nothing of it came to a good end."""
+
+    @property
+    @abstractmethod
     def error(self) -> EnginewrightError | None:
         """Why it failed, or a part of it did."""
 

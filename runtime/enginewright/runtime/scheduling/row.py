@@ -24,10 +24,10 @@ class Row:
     """Which of those that have a prompt in common; they come and go in this order."""
     computed: int = 0
     """Leading tokens that the cache holds."""
-    wide: int = 0
+    to_prefill: int = 0
     """Leading tokens that prefill and extend steps compute; the rest comes from decode steps."""
     cached: int | None = None
-    """Tokens of the prompt that were taken over from the cache; None before the row began."""
+    """Tokens that were taken over from the cache when the row was admitted; None before that."""
     order: tuple[int, int] = field(default=(0, 0), init=False)
     """Who came first."""
 

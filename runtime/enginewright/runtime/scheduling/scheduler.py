@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.engine import StepSupport
 from enginewright.runtime.kv_cache.cache import Claim, KVCache, common_prefix
-from enginewright.runtime.kv_cache.slots import MIN_REUSE
 from enginewright.runtime.scheduling.beam_rows import BeamRows, Branch
 from enginewright.runtime.scheduling.row import Row
 
@@ -99,12 +98,12 @@ class Scheduler:
 
     def complete(self, plan: StepPlan) -> list[Row]:
         """Note that the plan ran; returns the rows that need their next token sampled."""
-        wide = plan.kind != "decode"
-        self._prefilled_last = wide
+        prefilled = plan.kind != "decode"
+        self._prefilled_last = prefilled
         for part in plan.parts:
             part.row.computed = part.end
-            self._cache.computed(part.row.id, part.end, wide=wide)
-            if wide and part.end == part.row.wide:
+            self._cache.computed(part.row.id, part.end, prefilled=prefilled)
+            if prefilled and part.end == part.row.to_prefill:
                 self._prefilling.remove(part.row)
                 self._cache.promote(part.row.id)
         return [part.row for part in plan.parts if not part.row.remaining]
@@ -116,10 +115,10 @@ class Scheduler:
         """
         child.tokens = [*parent.tokens[: parent.computed], token]
         child.prompt, child.order = parent.prompt, (parent.order[0], child.index)
-        child.cached = parent.cached
+        child.exact, child.reads_cache = parent.exact, parent.reads_cache
         self._rows[child.id] = child
-        if self._cache.free_rows and self._cache.fork(parent.id, child.id, child.tokens):
-            child.computed = child.wide = parent.computed
+        if self._cache.fork(parent.id, child.id, child.tokens):
+            child.computed = child.to_prefill = parent.computed
         else:
             insort(self._waiting, child, key=_order)
 
@@ -136,15 +135,21 @@ class Scheduler:
         self.remove(beams.live)
 
     def remove(self, rows: Collection[Row]) -> None:
-        """Forget rows, ended or aborted."""
-        gone = {row.id for row in rows}
+        """Forget rows, ended or aborted; those that are not known are no concern."""
+        gone = {row.id for row in rows if row.id in self._rows}
         waiting = {row.id for row in self._waiting if row.id in gone}
         self._waiting = [row for row in self._waiting if row.id not in gone]
         self._prefilling = [row for row in self._prefilling if row.id not in gone]
         for row in gone:
             del self._rows[row]
         self._cache.release(gone - waiting)
-        self._crowded = False
+        self._crowded = self._crowded and gone <= waiting
+
+    def reset(self) -> None:
+        """Forget all rows, and all that is cached."""
+        self._rows, self._waiting, self._prefilling = {}, [], []
+        self._crowded = self._prefilled_last = False
+        self._cache.reset()
 
     def _decode_step(self) -> StepPlan | None:
         for row_id in self._cache.decoding:
@@ -184,7 +189,7 @@ class Scheduler:
         """
         while self._waiting:
             row = self._waiting[0]
-            row.wide = row.prompt if row.exact else len(row.tokens)
+            row.to_prefill = row.prompt if row.exact else len(row.tokens)
             claim = self._claim(row)
             if self._prefilling and not self._joins(row, claim):
                 return
@@ -195,14 +200,14 @@ class Scheduler:
 
     def _begin(self, row: Row, taken: int) -> None:
         """The row is live, with so many tokens taken over."""
-        if row.exact and taken and row.wide - taken == 1:
+        if row.exact and taken and row.to_prefill - taken == 1:
             taken -= 1  # it would be computed alone: computed again, its neighbour stays the same
         row.computed = taken
         if row.cached is None:
             row.cached = taken
         if row.rows > 1:
-            self._cache.hold(row.rows - 1, row.length)
-        if taken and row.wide - taken <= 1:
+            self._cache.reserve(row.rows - 1, row.length)
+        if taken and row.to_prefill - taken <= 1:
             self._cache.promote(row.id)
         else:
             self._prefilling.append(row)
@@ -211,8 +216,8 @@ class Scheduler:
         known = len(row.tokens)
         if not (row.reads_cache and self._steps.extend):
             most = 0
-        elif known > row.wide:
-            most = row.wide
+        elif known > row.to_prefill:
+            most = row.to_prefill
         else:  # the last token's logits are wanted: it is computed in any case
             most = known - (2 if row.exact else 1)
         return Claim(row.id, row.tokens, max(most, 0), row.exact, row.rows, row.length)
@@ -227,18 +232,20 @@ class Scheduler:
         taken = self._cache.match(claim)
         if len(self._prefilling) == limit or bool(taken) != bool(first.computed):
             return False
+        if taken and row.to_prefill - taken <= 1:  # it needs no such step
+            return False
         widths = [self._chunk(row, taken), *(self._chunk(each) for each in self._prefilling)]
         if max(widths) * len(widths) > self._max_tokens:
             return False
         soon = (
-            common_prefix(other.tokens, row.tokens, min(claim.most, other.wide))
+            common_prefix(other.tokens, row.tokens, min(claim.most, other.to_prefill))
             for other in self._prefilling
         )
-        return max(soon) < max(MIN_REUSE, taken + 1)
+        return max(soon) < max(self._cache.min_reuse, taken + 1)
 
     def _chunk(self, row: Row, taken: int = 0) -> int:
         """Tokens of the row to compute in a step; all where extend cannot run. Never leaves one."""
-        remaining = row.wide - max(row.computed, taken)
+        remaining = row.to_prefill - max(row.computed, taken)
         if not self._steps.extend or remaining <= self._max_tokens:
             return remaining
         return self._max_tokens - (remaining == self._max_tokens + 1)
