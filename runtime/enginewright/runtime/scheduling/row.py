@@ -22,6 +22,8 @@ class Row:
     length: int = 0
     index: int = 0
     """Which of those that have a prompt in common; they come and go in this order."""
+    live: bool = False
+    """Whether the cache has room for it; else it waits."""
     computed: int = 0
     """Leading tokens that the cache holds."""
     to_prefill: int = 0

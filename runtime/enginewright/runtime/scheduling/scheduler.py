@@ -13,9 +13,9 @@ batch invariant gives it the same logits every time.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Collection, KeysView, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 import numpy as np
@@ -66,7 +66,8 @@ class Scheduler:
         self._cache = cache
         self._max_tokens = max_tokens
         self._rows: dict[int, Row] = {}
-        self._waiting: list[Row] = []
+        self._waiting: list[tuple[tuple[int, int], Row]] = []
+        """A heap by order; rows that were forgotten are passed over."""
         self._prefilling: list[Row] = []
         self._prefilled_last = False
         self._arrivals = 0
@@ -85,7 +86,7 @@ class Scheduler:
         self._arrivals += 1
         row.order = (self._arrivals, row.index)
         self._rows[row.id] = row
-        self._waiting.append(row)
+        self._wait(row)
 
     def plan(self) -> StepPlan | None:
         """The next step, None when there is no row. Planning admits rows, and may preempt some.
@@ -119,15 +120,18 @@ class Scheduler:
         self._rows[child.id] = child
         if self._cache.fork(parent.id, child.id, child.tokens):
             child.computed = child.to_prefill = parent.computed
+            child.live = True
         else:
-            insort(self._waiting, child, key=_order)
+            self._wait(child)
 
     def branch(self, beams: BeamRows, branches: Sequence[Branch]) -> None:
         """The beams of a search go on as these; ``beams.live`` is in their order afterwards."""
         for row in beams.live:
             del self._rows[row.id]
         beams.branch(self._cache, branches)
-        self._rows |= {row.id: row for row in beams.live}
+        for row in beams.live:
+            row.live = True
+            self._rows[row.id] = row
 
     def remove_beams(self, beams: BeamRows) -> None:
         """Forget a whole search."""
@@ -136,14 +140,11 @@ class Scheduler:
 
     def remove(self, rows: Collection[Row]) -> None:
         """Forget rows, ended or aborted; those that are not known are no concern."""
-        gone = {row.id for row in rows if row.id in self._rows}
-        waiting = {row.id for row in self._waiting if row.id in gone}
-        self._waiting = [row for row in self._waiting if row.id not in gone]
-        self._prefilling = [row for row in self._prefilling if row.id not in gone]
-        for row in gone:
-            del self._rows[row]
-        self._cache.release(gone - waiting)
-        self._crowded = self._crowded and gone <= waiting
+        gone = [row for row in rows if self._rows.pop(row.id, None) is not None]
+        live = {row.id for row in gone if row.live}
+        self._prefilling = [row for row in self._prefilling if row.id not in live]
+        self._cache.release(live)
+        self._crowded = self._crowded and not live
 
     def reset(self) -> None:
         """Forget all rows, and all that is cached."""
@@ -162,7 +163,7 @@ class Scheduler:
     def _youngest(self) -> Row:
         """Of the live rows that were not promised their room."""
         live = [*self._prefilling, *(self._rows[row] for row in self._cache.decoding)]
-        return max((row for row in live if not row.length), key=_order)
+        return max((row for row in live if not row.length), key=lambda row: row.order)
 
     def _preempt(self, row: Row) -> None:
         self.preemptions += 1
@@ -170,8 +171,20 @@ class Scheduler:
         self._cache.release([row.id])
         if row in self._prefilling:
             self._prefilling.remove(row)
-        row.computed = 0
-        insort(self._waiting, row, key=_order)
+        row.computed, row.live = 0, False
+        self._wait(row)
+
+    def _wait(self, row: Row) -> None:
+        heappush(self._waiting, (row.order, row))
+
+    def _next(self) -> Row | None:
+        """The row that has waited longest, by order."""
+        while self._waiting:
+            row = self._waiting[0][1]
+            if row.id in self._rows:
+                return row
+            heappop(self._waiting)
+        return None
 
     def _prefill_step(self) -> StepPlan | None:
         """The next chunk of a prompt already begun, else the first of one or more prompts."""
@@ -187,8 +200,7 @@ class Scheduler:
 
         A prompt longer than a step fills it alone, so that at most one is ever half done.
         """
-        while self._waiting:
-            row = self._waiting[0]
+        while (row := self._next()) is not None:
             row.to_prefill = row.prompt if row.exact else len(row.tokens)
             claim = self._claim(row)
             if self._prefilling and not self._joins(row, claim):
@@ -196,13 +208,14 @@ class Scheduler:
             taken = self._cache.admit(claim)
             if taken is None:
                 return
-            self._begin(self._waiting.pop(0), taken)
+            heappop(self._waiting)
+            self._begin(row, taken)
 
     def _begin(self, row: Row, taken: int) -> None:
         """The row is live, with so many tokens taken over."""
         if row.exact and taken and row.to_prefill - taken == 1:
             taken -= 1  # it would be computed alone: computed again, its neighbour stays the same
-        row.computed = taken
+        row.computed, row.live = taken, True
         if row.cached is None:
             row.cached = taken
         if row.rows > 1:
@@ -256,7 +269,3 @@ class Scheduler:
             for row, count in zip(rows, counts, strict=True)
         )
         return StepPlan(kind, parts, self._cache.table([row.id for row in rows]))
-
-
-def _order(row: Row) -> tuple[int, int]:
-    return row.order
