@@ -75,6 +75,9 @@ def test_more_positions_than_most_need_are_not_all_taken(
     ("source", "changes", "said"),
     [
         ("./no/such/place", [], r"--source ./no/such/place: no such folder or file"),
+        ("model.gguf", [], r"--source model.gguf: no such file$"),
+        ("model.safetensors", [], r"--source model.safetensors: no such file$"),
+        ("./model.gguf", [], r"--source ./model.gguf: no such folder or file"),
         ("a/b/c", [], "whose form is owner/name"),
         ("{}", ["precision=int3"], r"--source .* --set precision=int3: precision: 'int3'"),
         ("{}", ["limits=3"], "limits: 3 is not legal"),
@@ -86,6 +89,14 @@ def test_what_cannot_be_built_is_named(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         source_recipe(source.format(checkpoint), changes)
+
+
+@pytest.mark.parametrize("name", ["/", "manifest.json"])
+def test_a_source_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    source = tmp_path / name
+    with pytest.raises(SourceError, match=rf"^{source}.*(GGUF|config\.json)"):
+        source_recipe(str(source))
 
 
 def test_a_repository_is_pinned_to_its_newest_commit(

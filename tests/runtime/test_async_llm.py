@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.runtime import (
@@ -191,6 +192,15 @@ def test_seeds_after_a_beam_search_do_not_depend_on_when_it_is_prepared(
         return told[-1].outputs[0].token_ids
 
     assert run(tiny_artifact, task, seed=5) == expected
+
+
+@pytest.mark.parametrize("request_id", [None, 5, [None], np.array(3)])
+def test_what_is_no_requests_id_is_named(tiny_artifact: Path, request_id: Any) -> None:
+    async def task(engine: AsyncLLM) -> None:
+        with pytest.raises(RequestError, match=r"request_id=.* it must be text, or a list of such"):
+            await engine.abort(request_id)
+
+    run(tiny_artifact, task)
 
 
 def test_an_aborted_request_ends_with_the_step_that_runs(tiny_artifact: Path) -> None:

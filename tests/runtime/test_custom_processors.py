@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,38 @@ def test_an_llms_processor_that_fails_is_named() -> None:
 
     with pytest.raises(RequestError, match=r"the LLM's logits_processors\[0\] \(broken\) failed"):
         chosen(greedy(SamplingParams(), [broken]))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (np.full(V, np.inf), "returned infinity: it must return finite numbers, or -inf"),
+        ([0.0, np.inf, np.nan, 0, 0, 0], "returned NaN: it must return finite numbers, or -inf"),
+        (np.zeros(V, dtype=np.complex64), "TypeError: it returned complex numbers"),
+        ([1j] * V, "TypeError: it returned complex numbers"),
+    ],
+)
+def test_what_a_processor_returns_is_named(returned: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        chosen(greedy(SamplingParams(logits_processors=[lambda ids, row: returned])))
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_what_a_processor_raises_fails_its_request_alone(kind: type[BaseException]) -> None:
+    def leaves(ids: list[int], logits: Logits) -> Logits:
+        raise kind("bye")
+
+    def choose() -> None:
+        with pytest.raises(RequestError, match=rf"\(leaves\) failed: {kind.__name__}: bye"):
+            chosen(greedy(SamplingParams(logits_processors=[leaves])))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(choose).result()
+    if kind is not KeyboardInterrupt:
+        choose()
+        return
+    with pytest.raises(KeyboardInterrupt):  # the main thread's is the user's own
+        chosen(greedy(SamplingParams(logits_processors=[leaves])))
 
 
 @pytest.mark.parametrize("order", ["vllm", "hf"])

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.runtime import (
     LLM,
     ArtifactError,
+    BeamSearchParams,
     EnginewrightError,
     RequestOutputKind,
     SamplingParams,
+    SamplingParamsError,
 )
 from enginewright.runtime.artifact.manifest import SamplingDefault
 from enginewright.runtime.sampling.defaults import choose_defaults
@@ -196,3 +199,13 @@ def test_what_greedy_sampling_ignores_is_said(with_defaults: Callable[..., Path]
         found = llm.explain()["top_p"]
     assert found.value == 1.0
     assert found.origin == "greedy (temperature 0), whatever generation_config.json: top_p says"
+
+
+@pytest.mark.parametrize("params", [5, {"top_p": 0.5}, BeamSearchParams(2, 2), np.array([1, 2])])
+def test_only_sampling_params_are_explained(tiny_artifact: Path, params: Any) -> None:
+    kind = type(params).__name__
+    with (
+        LLM(tiny_artifact, threads=1) as llm,
+        pytest.raises(SamplingParamsError, match=f"got a {kind}: legal is a SamplingParams, or"),
+    ):
+        llm.explain(params)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.runtime import LLM, ArgumentError, EnginewrightError, SamplingParams
@@ -85,6 +86,10 @@ def test_every_argument_has_a_value_that_asks_for_nothing(tiny_artifact: Path, n
         ("generation_config", "", "generation_config='': legal are 'auto'"),
         ("load_in_4bit", True, "the precision is the recipe's: enginewright build"),
         ("tensor_parallel_size", 2, "an engine runs on one device; legal is 1"),
+        ("hf_overrides", np.array([1, 2]), r"hf_overrides=array\(\[1, 2\]\) is unsupported"),
+        ("runner", np.array([1, 2]), "runner=array"),
+        ("tokenizer", np.array([1, 2]), "tokenizer=array"),
+        ("chat_template", "{{", "chat template"),
         ("kv_cache_dtype", "fp8", "the layout of the cache is fixed"),
         ("enable_lora", True, "merge them into the checkpoint"),
         ("speculative_config", {"model": "x"}, "tokens are not speculated"),
@@ -139,6 +144,8 @@ def test_two_names_for_one_limit_must_agree(tiny_artifact: Path) -> None:
         assert llm.max_batch == 2
     with pytest.raises(EnginewrightError, match="max_context=50 and max_model_len=60 are two"):
         LLM(tiny_artifact, max_context=50, max_model_len=60)
+    with pytest.raises(EnginewrightError, match=r"max_batch=array.* and max_num_seqs=2 are two"):
+        LLM(tiny_artifact, max_batch=np.array([2, 2]), max_num_seqs=2)  # type: ignore[arg-type]
 
 
 def test_steps_take_no_more_tokens_than_asked(

@@ -213,6 +213,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "structural_tag=.*no schema",
     ),
     ({"structural_tag": '{"structures": [{"begin": "a"}], "triggers": "a"}'}, ".*triggers must be"),
+    ({"choice": ["\ud800"]}, "choice=.*"),
+    ({"json": '{"const": "\ud800"}'}, "json=.*"),
     ({"json_object": True, "whitespace_pattern": "["}, r"whitespace_pattern='\['.*unclosed"),
 ]
 

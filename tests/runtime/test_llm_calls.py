@@ -89,7 +89,9 @@ def test_a_wrong_tokenization_is_named(llm: LLM, given: Any, said: str) -> None:
     [
         ({"lora_request": object()}, "lora_request=.* a built engine has no adapters"),
         ({"priority": [1]}, r"priority=\[1\] is unsupported: requests run in the order"),
+        ({"priority": np.array([0, 0])}, r"priority=array\(\[0, 0\]\) is unsupported"),
         ({"mm_processor_kwargs": {"size": 3}}, "engines take text only"),
+        ({"mm_processor_kwargs": np.array([1, 2])}, "mm_processor_kwargs=array.* is unsupported"),
     ],
 )
 def test_what_an_engine_cannot_do_is_named(llm: LLM, given: Any, said: str) -> None:
@@ -109,7 +111,7 @@ def test_what_asks_for_nothing_is_accepted(llm: LLM) -> None:
         "mm_processor_kwargs": {},
     }
     (expected,) = llm.generate("a", GREEDY)
-    prompt: Any = {"prompt": "a", "multi_modal_data": None, "cache_salt": None}
+    prompt: Any = {"prompt": "a", "multi_modal_data": None, "cache_salt": ""}
     assert llm.generate(prompt, GREEDY, **neutral)[0].outputs == expected.outputs
     assert llm.chat(MESSAGES, GREEDY, **neutral)[0].finished
 
@@ -119,7 +121,11 @@ def test_what_asks_for_nothing_is_accepted(llm: LLM) -> None:
     [
         ({"prompt": "a", "multi_modal_data": {"image": 1}}, "'multi_modal_data' is unsupported"),
         ({"prompt_embeds": [[0.5]]}, "'prompt_embeds' is unsupported: prompts are text"),
+        ({"prompt": "a", "multi_modal_data": np.array([1, 2])}, "'multi_modal_data' is unsupp"),
         ({"prompt": "a", "cache_salt": "x"}, "'cache_salt' is unsupported"),
+        (np.array(3), "prompts of type ndarray: legal is a string, a list of token ids"),
+        ([np.array(3)], "a prompt of type ndarray: legal is"),
+        ({"prompt_token_ids": np.array(3)}, "token ids of type ndarray: a list of int"),
     ],
 )
 def test_prompts_that_are_no_text_are_named(llm: LLM, prompt: Any, said: str) -> None:
@@ -156,6 +162,26 @@ def test_a_misspelt_option_of_a_chat_is_named(llm: LLM, given: Any, said: str) -
     for call in (llm.enqueue_chat, llm.stream_chat):
         with pytest.raises(ArgumentError, match=said):
             call(MESSAGES, GREEDY, **given)
+
+
+def test_an_unknown_argument_of_enqueue_is_named(llm: LLM) -> None:
+    with pytest.raises(ArgumentError, match=r"^enqueue has no argument 'foo'; legal are lora_req"):
+        llm.enqueue("a", GREEDY, foo=1)  # type: ignore[call-arg]
+    with pytest.raises(ArgumentError, match="did you mean priority"):
+        llm.enqueue("a", GREEDY, priorty=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+@pytest.mark.parametrize("value", ["x", 1, None])
+def test_a_switch_of_a_chat_is_true_or_false(llm: LLM, name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{name}={value!r} is not legal: .* True or False"):
+        llm.chat(MESSAGES, GREEDY, **{name: value})
+
+
+@pytest.mark.parametrize("sequences", [5, None, ([1] for _ in "ab"), "ab", np.array(3)])
+def test_sequences_that_are_no_list_are_named(llm: LLM, sequences: Any) -> None:
+    with pytest.raises(PromptError, match=r"^sequences of type .*: a list of lists of token ids"):
+        llm.batch_logits(sequences)
 
 
 def test_lists_must_match(llm: LLM) -> None:

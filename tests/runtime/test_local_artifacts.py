@@ -221,6 +221,15 @@ def test_without_an_artifact_the_command_that_builds_one_is_printed(
     assert f"\n    {command}\n" in str(caught.value)
 
 
+def test_a_file_of_which_nothing_can_be_built_is_named(tiny_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("about")
+    said = "is a file, and no GGUF file; an artifact's folder is expected"
+    with pytest.raises(ArtifactNotFoundError, match=rf"notes.txt: {said}$"):
+        LLM(tmp_path / "notes.txt")
+    with pytest.raises(ArtifactNotFoundError, match=f"{said}; {tiny_artifact} is one, give that$"):
+        LLM(tiny_artifact / "manifest.json")
+
+
 def test_the_command_is_for_a_shell() -> None:
     command = build_command("a folder/x", "fp32", COMMIT)
     assert command == (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from enginewright.runtime import LLM, RequestError, SamplingParams
+from enginewright.runtime import LLM, ArgumentError, RequestError, SamplingParams
 from enginewright.runtime.progress import progress
 
 PARAMS = SamplingParams(temperature=0, max_tokens=3)
@@ -47,6 +47,12 @@ def recorder() -> type[Recorder]:
 def llm(tiny_artifact: Path) -> Iterator[LLM]:
     with LLM(tiny_artifact, threads=1) as llm:
         yield llm
+
+
+def test_a_function_that_gives_no_bar_is_named(llm: LLM) -> None:
+    with pytest.raises(ArgumentError, match=r"use_tqdm=.* gave a NoneType: it must give a bar"):
+        llm.generate("a", PARAMS, use_tqdm=lambda *args, **options: None)
+    assert llm.generate("a", PARAMS)[0].finished
 
 
 def test_a_terminal_shows_how_far_a_call_has_come(

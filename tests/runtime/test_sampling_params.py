@@ -217,6 +217,12 @@ def test_repetition_detection_is_checked(fields: dict[str, Any], said: str) -> N
         ({"regex": ""}, "regex=''"),
         ({"regex": "a\0b"}, "no NUL"),
         ({"regex": 3}, "regex=3"),
+        (
+            {"regex": "a\ud800"},
+            r"regex='a\ud800' is not legal: it must be text that can be written",
+        ),
+        ({"json_object": True, "whitespace_pattern": "\ud800"}, r"whitespace_pattern='\ud800'"),
+        ({"grammar": "\ud800"}, r"grammar='\ud800'"),
         ({"choice": []}, "at least one text"),
         ({"choice": ["a", ""]}, "choice=''"),
         ({"choice": "ab"}, "choice='ab'"),

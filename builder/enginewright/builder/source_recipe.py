@@ -17,7 +17,8 @@ from enginewright.runtime.errors import RecipeError
 MOST_CONTEXT = 8192
 """Tokens a row where neither --set nor the model's own positions ask for fewer."""
 
-_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_FILES = (".gguf", ".safetensors", ".json")
 
 
 def source_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,7 +35,7 @@ def source_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     spec = data["source"]
     if isinstance(spec, dict) and "hub" in spec and "revision" not in spec:
         spec["revision"] = newest_commit(str(spec["hub"]))
-    stem = re.sub(r"[^a-z0-9._-]+", "-", _stem(source).lower()).lstrip("._-")
+    stem = re.sub(r"[^a-z0-9._-]+", "-", _stem(source).lower()).lstrip("._-") or "model"
     data.setdefault("name", f"{stem}-{data['target']}-{data['precision']}")
     limits = data.setdefault("limits", {})
     if isinstance(limits, dict) and "max_context" not in limits:
@@ -49,6 +50,8 @@ def _location(source: str) -> Mapping[str, str]:
         return {"gguf": str(path.absolute())}
     if path.is_dir():
         return {"path": str(path.absolute())}
+    if "/" not in source and source.lower().endswith(_FILES):
+        raise RecipeError(f"--source {source}: no such file")
     if _REPOSITORY.fullmatch(source):
         return {"hub": source}
     raise RecipeError(

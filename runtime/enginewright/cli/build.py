@@ -61,6 +61,8 @@ def command(
     """
     if (recipe is None) == (source is None):
         raise click.UsageError("give a RECIPE or --source, one of the two")
+    if source is not None and not source.strip():
+        raise click.UsageError("--source is empty: give a folder, a GGUF file or owner/name")
     require("build", *NEEDED)
     require("cpu", "onnxruntime")
     from enginewright.builder.recipe_yaml import parse_override

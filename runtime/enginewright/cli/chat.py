@@ -22,7 +22,7 @@ from enginewright.cli.chat_commands import (
     parse,
     settable,
 )
-from enginewright.cli.engine_options import engine_options, template_option
+from enginewright.cli.engine_options import ArtifactName, engine_options, template_option
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
@@ -35,7 +35,7 @@ PROMPT = "> "
 
 
 @click.command(epilog=f"At the prompt:\n\n\b\n{HELP}")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @template_option
 @sampling_options

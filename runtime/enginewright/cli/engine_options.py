@@ -18,6 +18,15 @@ _OPTIONS = (
 )
 
 
+class ArtifactName(click.Path):
+    """What names an artifact; the empty text, which would be the current folder, does not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("it is empty: give an artifact's path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --threads and --allow-native-code, passed on as ``threads`` and ``allow_native_code``."""
     for option in reversed(_OPTIONS):

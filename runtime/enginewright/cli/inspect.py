@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.cli.text import size, table
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import MANIFEST_NAME, EngineEntry, Manifest
@@ -18,7 +19,7 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(artifact: Path, as_json: bool) -> None:
     """Show the source, engines, limits, files and conformance of ARTIFACT."""

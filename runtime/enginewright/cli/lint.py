@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginewright.cli.engine_options import ArtifactName
+
 if TYPE_CHECKING:
     from enginewright.runtime.text.linter import Facts, Finding
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option(
     "--prompt",
     "prompts",
@@ -41,6 +43,8 @@ def command(
 
     Runs no engine. Exit code 1 when there is an error, 0 for warnings and notes.
     """
+    if "" in prompts:
+        raise click.UsageError("--prompt is empty: give a text")
     found = list(_findings(_facts(artifact, chat_template), prompts))
     if as_json:
         shown = [{**dataclasses.asdict(finding), "prompt": prompt} for prompt, finding in found]

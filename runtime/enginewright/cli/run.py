@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import engine_options, template_option
+from enginewright.cli.engine_options import ArtifactName, engine_options, template_option
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 
@@ -26,7 +26,7 @@ MAX_TOKENS = 256
     epilog=f"Sampling: the model's own defaults, changed by the options given here; at most "
     f"{MAX_TOKENS} tokens where neither says."
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--chat", is_flag=True, help="Answer the prompt through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="With --chat: a system message before the prompt.")

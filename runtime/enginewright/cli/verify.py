@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import engine_options
+from enginewright.cli.engine_options import ArtifactName, engine_options
 from enginewright.cli.inspect import conformance_row
 from enginewright.cli.text import table
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context

@@ -131,7 +131,7 @@ class AsyncLLM(LoadedModel):
 
         Their last output has finish_reason "abort".
         """
-        for each in [request_id] if isinstance(request_id, str) else request_id:
+        for each in _as_names(request_id):
             request = self._requests.get(each)
             if request is not None:
                 request.aborted = True
@@ -227,6 +227,18 @@ class AsyncLLM(LoadedModel):
         if not isinstance(request_id, str) or not request_id:
             raise RequestError(f"request_id={request_id!r:.80} is not legal: it must be text")
         return request_id
+
+
+def _as_names(request_id: Any) -> list[str]:
+    try:
+        names = [request_id] if isinstance(request_id, str) else list(request_id)
+        if all(isinstance(each, str) for each in names):
+            return names
+    except TypeError:  # nothing to iterate
+        pass
+    raise RequestError(
+        f"request_id={request_id!r:.80} is not legal: it must be text, or a list of such"
+    )
 
 
 @dataclass

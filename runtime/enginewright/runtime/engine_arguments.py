@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from enginewright.runtime.errors import ArgumentError, EnginewrightError
+from enginewright.runtime.sampling.checks import among
 from enginewright.runtime.sampling.params import SamplingParams
 
 _WEIGHTS = "the artifact holds the weights; a recipe's source says where they come from"
@@ -120,30 +121,35 @@ def check_others(
         if name == "task":
             _check_task(value)
         elif name == "tokenizer":
-            if value is not None and os.fspath(value) != os.fspath(model):
+            if value is not None and not _same_place(value, model):
                 raise _unsupported(name, value, _TOKENIZER)
         elif name not in NEUTRAL:
             raise _unknown(name, [*known, *NEUTRAL])
         else:
             neutral, reason = NEUTRAL[name]
-            if neutral is not None and value not in neutral:
+            if neutral is not None and not among(value, neutral):
                 raise _unsupported(name, value, f"{reason}; legal is {_spelt(neutral)}")
 
 
 def check_runner(runner: Any) -> None:
     """Engines generate; there is no other runner."""
-    if runner not in ("auto", "generate"):
+    if not among(runner, ("auto", "generate")):
         raise _unsupported("runner", runner, f"{_GENERATES}; legal is 'auto' or 'generate'")
 
 
 def _check_task(task: Any) -> None:
-    if task not in ("auto", "generate"):
+    if not among(task, ("auto", "generate")):
         raise _unsupported("task", task, f"{_GENERATES}; leave it out")
     warnings.warn(
         f"task={task!r} is now spelt runner={task!r}, and can be left out",
         DeprecationWarning,
         stacklevel=4,  # the caller of LLM
     )
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    paths = isinstance(one, (str, os.PathLike)) and isinstance(other, (str, os.PathLike))
+    return paths and os.fspath(one) == os.fspath(other)
 
 
 def _spelt(values: tuple[Any, ...]) -> str:

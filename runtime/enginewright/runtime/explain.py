@@ -59,7 +59,8 @@ def explain(
     """Explain ``params``. ``given``: field -> what set it, where that is not ``defaults``.
 
     Without ``given``, the parameters were given as a whole: what they leave at its default is at
-    its default, whatever the model would have. ``facts``: what holds beside the parameters.
+    its default, whatever the model would have. A value that was given and equals the default is
+    told as the default: parameters do not remember. ``facts``: what holds beside the parameters.
     """
     neutral = SamplingParams()
     rows = []

@@ -24,6 +24,7 @@ from enginewright.runtime.requests.arguments import (
     CallOptions,
     ChatOptions,
     Tokenization,
+    check_call_options,
     read_call,
 )
 from enginewright.runtime.requests.factory import for_each
@@ -33,6 +34,7 @@ from enginewright.runtime.requests.prompts import (
     Conversation,
     Prompt,
     Prompts,
+    is_list,
     split_conversations,
     split_prompts,
 )
@@ -238,6 +240,7 @@ class LLM(LoadedModel):
 
         ``wait_for_completion`` runs them.
         """
+        check_call_options("enqueue", call)
         groups = self._enqueue(split_prompts(prompts), sampling_params, read_call(**call))
         return self._keep(groups)
 
@@ -310,6 +313,11 @@ class LLM(LoadedModel):
         With an engine that is batch invariant, bitwise those of each sequence alone.
         """
         core = self._idle_core("batch_logits")
+        if not is_list(sequences):
+            raise PromptError(
+                f"sequences of type {type(sequences).__name__}: a list of lists of token ids is "
+                f"needed"
+            )
         limit = min(self.engine_info.max_batch, self.engine_info.steps.prefill)
         if not 1 <= len(sequences) <= limit:
             raise PromptError(f"{len(sequences)} sequences: a batch may hold 1 to {limit}")

@@ -66,7 +66,10 @@ class LoadedModel:
         return self.requests.defaults.params
 
     def explain(self, params: SamplingParams | None = None) -> Explanation:
-        """Every parameter that a call with ``params`` would run with, and where it came from."""
+        """Every parameter that a call with ``params`` would run with, and where it came from.
+
+        A value that was given and equals the default is told as the default.
+        """
         return self.requests.explain(params)
 
 
@@ -82,6 +85,8 @@ def load(model: str | os.PathLike[str], how: EngineOptions, requests: RequestOpt
     processors = load_processors(requests.logits_processors)
     tokenizer = Tokenizer.from_file(artifact.file("tokenizer.json"))
     templates = Templates(artifact, requests.chat_template)
+    if requests.chat_template is not None:
+        templates.get()  # compiled now, so that a wrong one fails here
     warnings = PromptWarnings(Facts.of(artifact, tokenizer, templates.source))
     engine, entry = open_plan(
         artifact,

@@ -13,7 +13,7 @@ from enginewright.runtime.artifact.artifact import Verify
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 from enginewright.runtime.engine import Engine, StepSupport
 from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.sampling.checks import INFINITY, maybe_whole
+from enginewright.runtime.sampling.checks import INFINITY, among, maybe_whole
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
 from enginewright.runtime.scheduling.core import EngineCore
@@ -140,7 +140,7 @@ def check_path(model: Any) -> str | os.PathLike[str]:
 
 def one_of_two(ours: str, value: T | None, theirs: str, alias: T | None) -> T | None:
     """The value of an argument that has two names."""
-    if value is None or alias is None or value == alias:
+    if value is None or alias is None or among(value, (alias,)):
         return alias if value is None else value
     raise EnginewrightError(
         f"{ours}={value!r:.80} and {theirs}={alias!r:.80} are two names for the same: give one"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from enginewright.runtime.errors import RequestError
+from enginewright.runtime.errors import ArgumentError, RequestError
 
 UseTqdm: TypeAlias = bool | Callable[..., Any]
 """True draws a bar where stderr is a terminal; a tqdm of one's own is always called."""
@@ -36,6 +36,11 @@ def progress(total: int, use_tqdm: UseTqdm) -> Iterator[Callable[[int], object]]
     else:
         make = use_tqdm
     bar = make(total=total, desc=_LABEL, dynamic_ncols=True)
+    if not callable(getattr(bar, "update", None)) or not callable(getattr(bar, "close", None)):
+        raise ArgumentError(
+            f"use_tqdm={use_tqdm!r:.80} gave a {type(bar).__name__}: it must give a bar with "
+            f"update(count) and close(), as tqdm does"
+        )
     try:
         yield bar.update
     finally:

@@ -17,6 +17,7 @@ from enginewright.cli.bench.comparison import OURS, Comparison
 from enginewright.cli.bench.peer import PEERS
 from enginewright.cli.bench.turns import Take, take_turns
 from enginewright.cli.bench.workload import Workload, make_workload
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import load_backend
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference
@@ -26,7 +27,7 @@ CHECKS, CHECK_TOKENS = 4, 32
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option(
     "--peer",
     "peers",

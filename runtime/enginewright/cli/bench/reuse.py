@@ -17,6 +17,7 @@ from enginewright.cli.bench.children import WORKERS, sample
 from enginewright.cli.bench.reuse_report import BEAMS, OFF, ON, Report
 from enginewright.cli.bench.turns import Take, take_turns
 from enginewright.cli.bench.workload import most_rows, ordinary_ids
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.beam_search.params import Algorithm
@@ -35,7 +36,7 @@ BEAM_PROMPT, BEAM_TOKENS = 240, 64
     f"first token of each answer. Beams: {BEAM_TOKENS} tokens after {BEAM_PROMPT}; the copies of "
     f"the prompt to all beams stand apart."
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--prompts", type=click.IntRange(min=2), default=16, show_default=True)
 @click.option("--prefix", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--turns", type=click.IntRange(min=1), default=10, show_default=True)

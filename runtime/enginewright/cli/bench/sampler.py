@@ -17,6 +17,7 @@ from enginewright.cli.bench.children import OUR_WORKER, WORKERS, Sample, sample
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import Take, remark, take_turns
 from enginewright.cli.bench.workload import make_workload
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.cli.text import table
 from enginewright.runtime.artifact.artifact import Artifact
 
@@ -55,7 +56,7 @@ class Size:
     f"is a process of its own. The decode step is LLM.generate's, greedy, after {PROMPT_TOKENS} "
     f"tokens of prompt."
 )
-@click.argument("artifact", type=click.Path(path_type=Path), required=False)
+@click.argument("artifact", type=ArtifactName(path_type=Path), required=False)
 @click.option(
     "--vocabulary",
     type=click.IntRange(min=2),

@@ -13,6 +13,7 @@ from enginewright.cli.bench.children import OUR_WORKER, sample
 from enginewright.cli.bench.stats import HEADER, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.bench.workload import BATCH, DECODE_PROMPT, figures, make_workload
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.cli.text import table
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import load_backend
@@ -23,7 +24,7 @@ from enginewright.runtime.backends import load_backend
     f"tokens ignored. Decode starts from {DECODE_PROMPT} tokens and leaves out the first token; "
     f"with {BATCH} rows it is the sum over the rows."
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--decode-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)

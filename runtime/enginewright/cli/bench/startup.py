@@ -21,6 +21,7 @@ from enginewright.cli.bench.environment import (
 )
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
+from enginewright.cli.engine_options import ArtifactName
 from enginewright.cli.text import table
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.errors import EnginewrightError
@@ -29,7 +30,7 @@ PROMPT = "The capital of France is"
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
 @click.option(

@@ -16,6 +16,7 @@ from enginewright.runtime.errors import ArtifactNotFoundError
 logger = logging.getLogger(__name__)
 
 DEFAULT_PRECISION = "int8"
+_GGUF = b"GGUF"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -34,6 +35,8 @@ def find_artifact(
     if path.is_file() or (path / "config.json").is_file():
         place = str(path.resolve())
         built = [each for each in local_artifacts() if each.source.location == place]
+        if not built and path.is_file():
+            _check_gguf(name, path)
         what = "checkpoint" if path.is_dir() else "file"
         return _chosen(name, f"is a {what}, no artifact", _unchanged(name, built), precision)
     if path.exists():
@@ -51,6 +54,20 @@ def build_command(source: str, precision: str | None = None, revision: str | Non
         settings.append(f"source.revision={revision}")
     told = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
     return f"enginewright build --source {shlex.quote(source)} {told} --output artifacts"
+
+
+def _check_gguf(name: str, path: Path) -> None:
+    """Of other files nothing can be built."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_GGUF)) == _GGUF:
+                return
+        problem = "is a file, and no GGUF file"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    beside = (path.parent / MANIFEST_NAME).is_file()
+    hint = f"; {path.parent} is one, give that" if beside else ""
+    raise ArtifactNotFoundError(f"{name}: {problem}; an artifact's folder is expected{hint}")
 
 
 def _is_of(artifact: LocalArtifact, repository: str, revision: str | None) -> bool:

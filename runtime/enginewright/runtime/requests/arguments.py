@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from enginewright.runtime.errors import ArgumentError, RequestError
 from enginewright.runtime.progress import UseTqdm, check_progress
-from enginewright.runtime.sampling.checks import maybe_whole
+from enginewright.runtime.sampling.checks import among, maybe_whole
 from enginewright.runtime.text.chat import ContentFormat
 from enginewright.runtime.text.templates import TemplateSource
 
@@ -87,10 +87,23 @@ class Tokenization:
 
 def check_chat_options(options: Mapping[str, Any]) -> None:
     """Refuse a misspelt one: a template would get it as a variable, and nobody would see."""
-    for name in options.keys() - ChatOptions.__optional_keys__:
-        near = difflib.get_close_matches(name, ChatOptions.__optional_keys__, n=1)
-        hint = f"did you mean {near[0]}?" if near else "chat_template_kwargs= reach the template"
-        raise ArgumentError(f"a chat has no argument {name!r}; {hint}")
+    hint = "chat_template_kwargs= reach the template"
+    _check_names("a chat", options, ChatOptions.__optional_keys__, hint)
+
+
+def check_call_options(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse what ``read_call`` does not take."""
+    legal = CallOptions.__optional_keys__
+    _check_names(method, options, legal, f"legal are {', '.join(sorted(legal))}")
+
+
+def _check_names(
+    owner: str, options: Mapping[str, Any], legal: Collection[str], otherwise: str
+) -> None:
+    for name in options.keys() - legal:
+        near = difflib.get_close_matches(name, legal, n=1)
+        hint = f"did you mean {near[0]}?" if near else otherwise
+        raise ArgumentError(f"{owner} has no argument {name!r}; {hint}")
 
 
 def read_call(
@@ -108,13 +121,13 @@ def read_call(
             f"lora_request={lora_request!r:.80} is unsupported: a built engine has no adapters; "
             f"merge the adapter into the checkpoint and build that"
         )
-    if mm_processor_kwargs:
+    if not among(mm_processor_kwargs, (None, {})):
         raise RequestError(
             f"mm_processor_kwargs={mm_processor_kwargs!r:.80} is unsupported: engines take text "
             f"only"
         )
     given = priority if isinstance(priority, Sequence) else [priority]
-    if any(each not in (None, 0) for each in given):
+    if not all(among(each, (None, 0)) for each in given):
         raise RequestError(
             f"priority={priority!r:.80} is unsupported: requests run in the order of arrival; "
             f"leave it out"

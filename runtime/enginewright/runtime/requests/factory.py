@@ -160,8 +160,8 @@ class RequestFactory:
             beside = f" and at least {room} for the output" if room else ""
             raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens{beside}, this engine's limit is {limit} "
-                f"tokens; shorten the prompt, or build the artifact again with a larger "
-                f"limits.max_context"
+                f"tokens; shorten the prompt, raise max_context or kv_cache_memory_bytes if they "
+                f"lower it, or build the artifact again with a larger limits.max_context"
             )
         return tokens
 
@@ -185,6 +185,11 @@ class RequestFactory:
         self, params: SamplingParams | None, given: Mapping[str, str] | None = None
     ) -> Explanation:
         """What a call with these parameters would run with; ``given``: see explain.explain."""
+        if params is not None and not isinstance(params, SamplingParams):
+            raise SamplingParamsError(
+                f"explain() got a {type(params).__name__}: legal is a SamplingParams, or None for "
+                f"what a call without parameters uses"
+            )
         facts: dict[str, tuple[Any, str]] = {
             "eos_token_ids": (list(self.eos_token_ids), "the model's tokenizer and configs")
         }

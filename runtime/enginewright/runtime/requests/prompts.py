@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
 from enginewright.runtime.errors import PromptError
+from enginewright.runtime.sampling.checks import among
 
 
 class TextPrompt(TypedDict):
@@ -48,7 +49,7 @@ def split_prompts(prompts: Any) -> list[Any]:
     """One prompt or many, as a list of prompts that are yet to be read."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if not _is_list(prompts):
+    if not is_list(prompts):
         raise PromptError(f"prompts of type {type(prompts).__name__}: legal is {LEGAL}")
     if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]
@@ -75,7 +76,7 @@ def read_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
         return _read_mapping(prompt)
     if isinstance(prompt, str):
         return _text(prompt), None
-    if _is_list(prompt):
+    if is_list(prompt):
         return None, _ids(prompt)
     raise PromptError(f"a prompt of type {type(prompt).__name__}: legal is {LEGAL}")
 
@@ -94,7 +95,7 @@ def check_ids(ids: Sequence[Any], vocab_size: int) -> list[int]:
 
 def _read_mapping(prompt: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
     for key, reason in _NEUTRAL.items():
-        if prompt.get(key) not in (None, {}):
+        if not among(prompt.get(key), (None, {}, "")):
             raise PromptError(f"a prompt with {key!r} is unsupported: {reason}")
     unknown = prompt.keys() - {"prompt", "prompt_token_ids", *_NEUTRAL}
     if unknown:
@@ -116,7 +117,7 @@ def _text(text: Any) -> str:
 
 
 def _ids(ids: Any) -> list[int]:
-    if not _is_list(ids):
+    if not is_list(ids):
         raise PromptError(f"token ids of type {type(ids).__name__}: a list of int is needed")
     for position, token in enumerate(ids):
         if not isinstance(token, Integral) or isinstance(token, bool):
@@ -126,8 +127,8 @@ def _ids(ids: Any) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _is_list(value: Any) -> bool:
-    """Lists, tuples and one-dimensional numpy arrays; not strings or bytes."""
-    if isinstance(value, (str, bytes, bytearray, Mapping)):
+def is_list(value: Any) -> bool:
+    """Lists, tuples and numpy arrays with a dimension; not strings or bytes."""
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) == 0:
         return False
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")

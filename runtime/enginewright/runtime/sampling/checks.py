@@ -7,9 +7,12 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from enginewright.runtime.errors import EnginewrightError, SamplingParamsError
 
 INFINITY = math.inf
+_TRUTHS = (bool, np.bool_)
 
 
 def real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> float:
@@ -75,6 +78,11 @@ def member(name: str, value: object, kind: type) -> None:
     """An instance of ``kind``, or None."""
     if value is not None and not isinstance(value, kind):
         raise illegal(name, value, f"a {kind.__name__}, or None")
+
+
+def among(value: object, legal: Iterable[object]) -> bool:
+    """Whether the value is one of the legal ones. An array, which compares by item, is not."""
+    return any(isinstance(same := value == each, _TRUTHS) and bool(same) for each in legal)
 
 
 def sequence(name: str, value: object) -> tuple[Any, ...]:

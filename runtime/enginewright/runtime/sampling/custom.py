@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -123,7 +124,8 @@ def _ready(name: str, given: LogitsProcessor | str) -> Function:
     try:
         found = installed()[given].load() if isinstance(given, str) else given
         made = found() if isinstance(found, type) else found
-    except Exception as error:  # the code is the user's: anything may come
+    except BaseException as error:  # the code is the user's: anything may come
+        _let_interrupts_through(error)
         raise SamplingParamsError(
             f"{name} cannot be made ready: {type(error).__name__}: {error}"
         ) from error
@@ -136,18 +138,30 @@ def _ready(name: str, given: LogitsProcessor | str) -> Function:
 def _call(name: str, function: Function, *ids: list[int], logits: Logits) -> Logits:
     """What a user's function makes of the logits, as a row of its own; RequestError if nothing."""
     try:
-        result = np.asarray(function(*ids, logits), dtype=np.float32)
-    except Exception as error:  # the function is the user's: anything may come
+        found = np.asarray(function(*ids, logits))
+        if np.iscomplexobj(found):
+            raise TypeError("it returned complex numbers")
+        result = found.astype(np.float32)  # a copy: it may keep what it was given or returns
+    except BaseException as error:  # the function is the user's: anything may come
+        _let_interrupts_through(error)
         raise RequestError(f"{name} failed: {type(error).__name__}: {error}") from error
     if result.shape != logits.shape:
         raise RequestError(
             f"{name} returned the shape {list(result.shape)}: it must return logits of the shape "
             f"{list(logits.shape)}"
         )
-    if np.isnan(result).any():
-        raise RequestError(f"{name} returned NaN: it must return numbers, or -inf")
-    # It may keep what it was given or returns, and later processors write in place.
-    return result.copy()
+    highest = result.max()  # NaN if there is any
+    if np.isnan(highest) or highest == np.inf:
+        what = "NaN" if np.isnan(highest) else "infinity"
+        raise RequestError(f"{name} returned {what}: it must return finite numbers, or -inf")
+    return result
+
+
+def _let_interrupts_through(error: BaseException) -> None:
+    """Ctrl-C reaches the main thread, and is not the function's; elsewhere it was raised by it."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and isinstance(error, KeyboardInterrupt):
+        raise error
 
 
 def _name(given: LogitsProcessor | str) -> str:

@@ -76,6 +76,10 @@ class StructuredOutputsParams:
             raise illegal(name, value, legal)
         if not may_be_blank and not value.strip():
             raise illegal(name, value, legal)
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise illegal(name, value, f"text that can be written as UTF-8 ({error})") from error
 
     def _check_choice(self) -> None:
         if self.choice is None:

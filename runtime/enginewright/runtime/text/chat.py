@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from enginewright.runtime.errors import ChatTemplateError, PromptError, RequestError
+from enginewright.runtime.sampling.checks import illegal
 
 ContentFormat = Literal["auto", "string", "openai"]
 
@@ -175,6 +176,12 @@ def _parsed_call(call: Any, where: str) -> Any:
 
 
 def _check_modes(add_generation_prompt: object, continue_last: object, form: object) -> None:
+    for name, value in (
+        ("add_generation_prompt", add_generation_prompt),
+        ("continue_final_message", continue_last),
+    ):
+        if not isinstance(value, bool):
+            raise illegal(name, value, "True or False", RequestError)
     if add_generation_prompt and continue_last:
         raise RequestError(
             "add_generation_prompt and continue_final_message are both set: the first begins a "
