@@ -279,7 +279,7 @@ def raising(ids: list[int], row: Logits) -> Logits:
         (lambda ids, row: "text", "failed: ValueError"),
         (lambda: None, "failed: TypeError"),
         (lambda ids, row: np.full_like(row, -np.inf), "no token can be chosen"),
-        (lambda ids, row: np.full_like(row, np.inf), "no token can be chosen"),
+        (lambda ids, row: np.full_like(row, np.inf), "returned infinity"),
     ],
 )
 @pytest.mark.parametrize("temperature", [0, 1])
