@@ -393,3 +393,40 @@ def test_a_second_thread_is_refused_and_harms_nobody(null_engine: Any) -> None:
     go_on.set()
     thread.join()
     assert ids(one) == [engine.continue_greedily([1, 2], 3)]
+
+
+def test_a_stream_that_is_closed_in_the_middle_of_a_step_ends_with_it(null_engine: Any) -> None:
+    """As when it is collected as garbage while a step of the same thread runs."""
+    engine = null_engine()
+    core = EngineCore(engine)
+    greedy = SamplingParams(temperature=0, max_tokens=30)
+    closed = group(engine, 0, [1, 2], greedy)
+    stream = running.stream(core, closed)
+    next(stream)
+
+    def closes(tokens: list[int], logits: Any) -> Any:
+        stream.close()
+        return logits
+
+    params = SamplingParams(temperature=0, max_tokens=4, logits_processors=[closes])
+    each = group(engine, 1, [3, 4], params)
+    run(core, [each])
+    assert ids(each) == [engine.continue_greedily([3, 4], 4)]
+    assert closed.output().outputs[0].finish_reason == "abort"
+    assert core._cache.free_rows == 4
+
+
+def test_a_processor_cannot_close_the_engine_that_runs_it(null_engine: Any) -> None:
+    engine = null_engine()
+    core = EngineCore(engine)
+
+    def closes(tokens: list[int], logits: Any) -> Any:
+        core.close()
+        return logits
+
+    bad = group(engine, 0, [1, 2], SamplingParams(logits_processors=[closes]))
+    good = group(engine, 1, [3, 4], SamplingParams(temperature=0, max_tokens=4))
+    run(core, [bad, good])
+    assert "must not call it" in str(bad.error)
+    assert ids(good) == [engine.continue_greedily([3, 4], 4)]
+    assert engine.closed == 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -59,6 +60,7 @@ class EngineCore:
         self._prefix_caching = enable_prefix_caching
         self._jobs: dict[int, Job] = {}
         self._in_use = threading.Lock()
+        self._unwanted: deque[Job] = deque()
 
     def describe(self) -> EngineInfo:
         """What the engine declares; no row can be longer than its cache."""
@@ -100,12 +102,11 @@ class EngineCore:
     def abort(self, jobs: Iterable[Job]) -> None:
         """Give up those that are still running; their room is free for others.
 
-        While another thread steps, this waits for that step to end.
+        In the middle of a step, be it another thread's or one that led here (a stream may be
+        collected as garbage at any moment), they are given up when it ends.
         """
-        running = [job for job in jobs if self._jobs.get(job.row_ids[0]) is job]
-        if running:
-            with self._in_use:
-                self._abort(running)
+        self._unwanted.extend(jobs)
+        self._drop_unwanted()
 
     def step(self) -> list[Job]:
         """Run one step; returns the jobs that got a token or failed.
@@ -147,9 +148,10 @@ class EngineCore:
         self._cache.forget()
 
     def close(self) -> None:
-        """Abort what runs and free the engine."""
-        self.abort(set(self._jobs.values()))
-        self._engine.close()
+        """Abort what runs and free the engine; RequestError in the middle of a step."""
+        with self._alone():
+            self._abort(set(self._jobs.values()))
+            self._engine.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -162,6 +164,16 @@ class EngineCore:
             yield
         finally:
             self._in_use.release()
+            self._drop_unwanted()
+
+    def _drop_unwanted(self) -> None:
+        """If a step runs, it does this at its end: whoever came too late for that comes here."""
+        while self._unwanted and self._in_use.acquire(blocking=False):
+            try:
+                while self._unwanted:
+                    self._abort([self._unwanted.popleft()])
+            finally:
+                self._in_use.release()
 
     def _abort(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
