@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -52,6 +52,7 @@ class Machine(RuleBasedStateMachine):
 
     max_rows, max_length = 4, 600
     memory: int | None = None
+    open: Callable[[], KVCache]
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,9 +62,6 @@ class Machine(RuleBasedStateMachine):
         self.tokens: dict[int, list[int]] = {}
         self.done: dict[int, int] = {}
         self.prefilling: list[int] = []
-
-    def open(self) -> KVCache:
-        raise NotImplementedError
 
     @property
     def ready(self) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.search import Constraint
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import SamplingParamsError
+from enginewright.runtime.requests import running
 from enginewright.runtime.sampling.checks import whole
 from enginewright.runtime.sampling.structured import StructuredOutputsParams
 from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.text.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,10 @@ def run(core: EngineCore, jobs: Sequence[BeamJob], concurrency_limit: int | None
     if concurrency_limit is not None:
         size = whole("concurrency_limit", concurrency_limit, 1, otherwise="None")
     for start in range(0, len(jobs), max(size, 1)):
-        _run_together(core, jobs[start : start + size])
-    errors = [job.error for job in jobs if job.error is not None]
-    if errors and len(errors) == len(jobs):
-        raise errors[0]
-    for error in errors:
-        logger.error("a beam search failed: %s", error)
+        part = jobs[start : start + size]
+        running.enqueue(core, part)
+        running.complete(core, part)
+    running.tell_errors(jobs, "beam search")
 
 
 def warn_of_generate() -> None:
@@ -94,13 +90,3 @@ def warn_of_generate() -> None:
         DeprecationWarning,
         stacklevel=3,
     )
-
-
-def _run_together(core: EngineCore, jobs: Sequence[BeamJob]) -> None:
-    try:
-        for job in jobs:
-            core.add(job)
-        while not all(job.finished for job in jobs):
-            core.step()
-    finally:
-        core.abort(jobs)

@@ -28,15 +28,18 @@ def enqueue(core: EngineCore, jobs: Sequence[Job]) -> None:
 def finish(
     core: EngineCore, groups: Sequence[RequestGroup], use_tqdm: UseTqdm
 ) -> list[RequestOutput]:
-    """Run queued requests to their ends; outputs in their order.
+    """Run queued requests to their ends; outputs in their order. Errors: see ``tell_errors``."""
+    complete(core, groups, use_tqdm)
+    tell_errors(groups)
+    return [group.output() for group in groups]
 
-    What ends this early, an interrupt say, aborts them. When all failed, the first one's error is
-    raised; else those that failed are logged.
-    """
-    waiting = {group for group in groups if not group.finished}
+
+def complete(core: EngineCore, jobs: Sequence[Job], use_tqdm: UseTqdm = False) -> None:
+    """Run queued jobs to their ends. What ends this early, an interrupt say, aborts them."""
+    waiting = {job for job in jobs if not job.finished}
     try:
-        with progress(len(groups), use_tqdm) as advance:
-            advance(len(groups) - len(waiting))
+        with progress(len(jobs), use_tqdm) as advance:
+            advance(len(jobs) - len(waiting))
             while waiting and core.busy:
                 ended = {job for job in core.step() if job.finished} & waiting
                 waiting -= ended
@@ -44,12 +47,15 @@ def finish(
                     advance(len(ended))
     finally:
         core.abort(waiting)
-    errors = [group.error for group in groups if group.error is not None]
-    if errors and all(group.failed for group in groups):
+
+
+def tell_errors(jobs: Sequence[Job], kind: str = "request") -> None:
+    """When all failed, raise the first one's error; else log those of the jobs that have one."""
+    errors = [job.error for job in jobs if job.error is not None]
+    if errors and all(job.failed for job in jobs):
         raise errors[0]
     for error in errors:
-        logger.error("a request failed: %s", error)
-    return [group.output() for group in groups]
+        logger.error("a %s failed: %s", kind, error)
 
 
 def stream(core: EngineCore, group: RequestGroup) -> Generator[RequestOutput]:

@@ -216,9 +216,7 @@ class SamplingParams:
     @property
     def reads_cache(self) -> bool:
         """Whether what was computed of the same beginning may be taken over."""
-        if self.skip_reading_prefix_cache is None:
-            return not self.scores_prompt
-        return not self.skip_reading_prefix_cache and not self.scores_prompt
+        return not (self.skip_reading_prefix_cache or self.scores_prompt)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that a model with this vocabulary does not have."""
