@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from enginewright.runtime.errors import ArtifactError, IntegrityError, SchemaVersionError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""2 added ``nvidia`` to engines and ``block_size`` to their caches."""
 MANIFEST_NAME = "manifest.json"
 
 
@@ -45,13 +47,17 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class KVEntry:
-    """The cache: ``k_cache.i`` and ``v_cache.i`` [blocks, kv_heads, size, head_dim] a layer."""
+    """The cache: ``k_cache.i`` and ``v_cache.i`` [blocks, kv_heads, size, head_dim] a layer.
+
+    ``block_size``: the size, where the engine was built for one; 0: the pool chooses it.
+    """
 
     layout: Literal["slots", "paged"]
     layers: int
     kv_heads: int
     head_dim: int
     dtype: str
+    block_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,57 @@ class StepsEntry:
 
 
 @dataclass(frozen=True)
+class ProfileEntry:
+    """An optimization profile: the [lowest, best, highest] shape of each input of the engine."""
+
+    name: Literal["decode", "prefill"]
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class PluginEntry:
+    """A plugin that the engine calls.
+
+    ``abi`` digests what the op's inputs, attributes and kernels' arguments mean: a runtime with
+    another one does not run the engine. ``kernels`` is the index of the kernels that it launches,
+    one of the engine's files.
+    """
+
+    name: str
+    version: str
+    namespace: str
+    abi: str
+    kernels: str
+
+
+@dataclass(frozen=True)
+class NvidiaEntry:
+    """What an engine for NVIDIA GPUs cannot tell where there is no GPU.
+
+    ``library`` and ``library_version``: what built it. ``capabilities``: compute capabilities that
+    it runs on, such as "8.6"; ``later``: and on those above the highest as well. ``aliases``: each
+    output that shares the memory of an input. ``weights_bytes``: device memory that the loaded
+    engine takes at least.
+    """
+
+    library: Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
+    library_version: str
+    capabilities: tuple[str, ...]
+    later: bool
+    profiles: tuple[ProfileEntry, ...]
+    aliases: Mapping[str, str]
+    plugins: tuple[PluginEntry, ...]
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
 class EngineEntry:
     """One engine of the artifact.
 
     ``fingerprint`` digests the engine's files; ``plan`` names how it was lowered;
     ``model`` is the file that the backend opens, ``files`` are all that it needs. ``library`` is
-    the one of them that holds operators of our own, for ``platform`` only.
+    the one of them that holds operators of our own, for ``platform`` only. ``nvidia`` is there for
+    the targets that run on such GPUs.
     """
 
     target: str
@@ -94,6 +145,7 @@ class EngineEntry:
     batch_invariant: bool
     library: str | None = None
     platform: str | None = None
+    nvidia: NvidiaEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +198,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
         version = data["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{where}: not a manifest of Enginewright ({error!r})") from error
-    if version != SCHEMA_VERSION:
+    if version not in READ_VERSIONS:
         raise SchemaVersionError(
-            f"{where}: schema version {version!r} found, this runtime reads {SCHEMA_VERSION}; "
+            f"{where}: schema version {version!r} found, this runtime reads "
+            f"{' and '.join(map(str, READ_VERSIONS))}; "
             f"rebuild the artifact with this version, or install the version that wrote it"
         )
     stated = data.pop("sha256", None)
@@ -201,4 +254,20 @@ def _engine(data: dict[str, Any]) -> EngineEntry:
     fields["kv"] = KVEntry(**data["kv"])
     fields["limits"] = LimitsEntry(**data["limits"])
     fields["steps"] = StepsEntry(**data["steps"])
+    fields["nvidia"] = _nvidia(data["nvidia"]) if data.get("nvidia") else None
     return EngineEntry(**fields)
+
+
+def _nvidia(data: dict[str, Any]) -> NvidiaEntry:
+    fields = dict(data)
+    fields["capabilities"] = tuple(data["capabilities"])
+    fields["profiles"] = tuple(_profile(entry) for entry in data["profiles"])
+    fields["plugins"] = tuple(PluginEntry(**entry) for entry in data["plugins"])
+    return NvidiaEntry(**fields)
+
+
+def _profile(data: dict[str, Any]) -> ProfileEntry:
+    shapes = {
+        name: tuple(tuple(shape) for shape in extremes) for name, extremes in data["shapes"].items()
+    }
+    return ProfileEntry(data["name"], shapes)  # type: ignore[arg-type]
