@@ -191,6 +191,18 @@ class FewSlots(Slots):
     memory = 900
 
 
+class FixedSlots(Slots):
+    memory = 2000
+
+    def open(self) -> KVCache:
+        return SlotCache(self.max_rows, self.max_length, self.memory, slot_size=640)
+
+    @invariant()
+    def slots_have_the_size_that_was_built(self) -> None:
+        assert isinstance(self.cache, SlotCache)
+        assert self.cache.size.block_size in (0, 640)
+
+
 class Blocks(Machine):
     grow_first = False
 
@@ -216,9 +228,10 @@ class FewBlocks(Blocks):
 
 
 SETTINGS = settings(max_examples=60, stateful_step_count=60)
-for machine in (Slots, FewSlots, Blocks, FewBlocks):
+for machine in (Slots, FewSlots, FixedSlots, Blocks, FewBlocks):
     machine.TestCase.settings = SETTINGS
 TestSlots, TestFewSlots = Slots.TestCase, FewSlots.TestCase
+TestFixedSlots = FixedSlots.TestCase
 TestBlocks, TestFewBlocks = Blocks.TestCase, FewBlocks.TestCase
 
 
@@ -257,6 +270,19 @@ def test_sizes_are_powers_of_two_cut_at_the_limits() -> None:
     admitted(slots, 2, [3] * 10)
     assert slots.size == Resize(3, 600)
     assert not slots.grow(0, 601)
+
+
+def test_slots_of_a_size_that_was_built() -> None:
+    slots = SlotCache(max_rows=4, max_length=600, max_tokens=1500, slot_size=640)
+    admitted(slots, 0, [1] * 5)
+    assert slots.size == Resize(2, 640)
+    assert slots.fits(2, 600)
+    assert not slots.fits(3, 5)
+    admitted(slots, 1, [2] * 5)
+    assert slots.admit(Claim(2, [3] * 5, 4, exact=False)) is None
+    assert slots.grow(0, 600)
+    assert slots.size == Resize(2, 640)
+    assert not slots.grow(0, 641)
 
 
 def test_a_cache_of_slots_does_not_shrink_without_need() -> None:

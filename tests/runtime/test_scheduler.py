@@ -26,8 +26,9 @@ def scheduler(
     prefill: int = 4,
     max_tokens: int = 8,
     cache: KVCache | None = None,
+    tokens: int = 0,
 ) -> Scheduler:
-    steps = StepSupport(decode=batch, prefill=prefill, extend=extend)
+    steps = StepSupport(decode=batch, prefill=prefill, extend=extend, tokens=tokens)
     return Scheduler(steps, cache or SlotCache(batch, 1000), max_tokens)
 
 
@@ -173,6 +174,51 @@ def test_the_youngest_gives_up_its_room_and_comes_back_first() -> None:
     plans.remove([rows[0]])
     # it is not exact: what it had generated is computed together with its prompt
     assert advance(plans) == ("prefill", [(1, 0, 202), (2, 0, 3)])
+
+
+def test_one_who_leaves_the_queue_makes_no_room() -> None:
+    plans = scheduler(max_tokens=600, cache=SlotCache(4, 1000, max_tokens=512))
+    rows = [row(0, 255), row(1, 200), row(2, 3)]
+    for each in rows[:2]:
+        plans.add(each)
+    for _ in range(3):
+        advance(plans)
+    assert plans.preemptions == 1
+    plans.add(rows[2])
+    plans.remove([rows[2]])
+    assert advance(plans) == ("decode", [(0, 257, 258)])
+    assert advance(plans) == ("decode", [(0, 258, 259)])
+
+
+def test_a_step_holds_no_more_positions_than_the_engine_takes() -> None:
+    plans = scheduler(max_tokens=100, tokens=12, extend=1)
+    for each in (row(0, 5), row(1, 6), row(2, 2), row(3, 30)):
+        plans.add(each)
+    assert advance(plans) == ("prefill", [(0, 0, 5), (1, 0, 6)])
+    steps = [advance(plans) for _ in range(8)]
+    assert [step for step in steps if step[0] != "decode"] == [
+        ("prefill", [(2, 0, 2)]),
+        ("prefill", [(3, 0, 12)]),
+        ("extend", [(3, 12, 24)]),
+        ("extend", [(3, 24, 30)]),
+    ]
+
+
+def test_a_row_that_only_decodes_does_not_overtake_one_in_prefill() -> None:
+    plans = scheduler(extend=2, max_tokens=200)
+    known = row(0, 100)
+    plans.add(known)
+    advance(plans)
+    longer = Row(1, [*known.tokens[:100], 7, 8, 9])
+    same = Row(2, known.tokens[:100])
+    for each in (longer, same):
+        plans.add(each)
+    assert [advance(plans) for _ in range(4)] == [
+        ("decode", [(0, 100, 101)]),
+        ("extend", [(1, 100, 103)]),
+        ("decode", [(0, 101, 102), (1, 103, 104)]),
+        ("decode", [(0, 102, 103), (1, 104, 105), (2, 99, 100)]),
+    ]
 
 
 def test_an_exact_row_computes_its_output_one_by_one_again() -> None:

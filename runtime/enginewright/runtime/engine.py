@@ -44,12 +44,14 @@ class StepBatch:
 class StepSupport:
     """How many rows a step of each kind may hold; 0 means that the engine cannot run it.
 
-    decode: S = 1 over any past. prefill: no past, ragged. extend: S > 1 over a past.
+    decode: S = 1 over any past. prefill: no past, ragged. extend: S > 1 over a past. ``tokens``:
+    positions B * S that a step over a prompt may have; 0: as many as fit the cache.
     """
 
     decode: int
     prefill: int
     extend: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class EngineInfo:
     ``batch_invariant``: a row gives bitwise the same logits alone and in any batch;
     ``chunk_invariant``: and in whatever steps of two tokens or more its prompt is computed.
     ``kv_bytes_per_token``: bytes of cache that one token of one row takes. ``kv_block_size``:
-    tokens of a block; 0 with ``slots``, whose size the pool's changes.
+    tokens of a block; with ``slots`` what each has, or 0 where the pool may change that.
     """
 
     vocab_size: int
@@ -105,8 +107,7 @@ class Engine(ABC):
     def resize(self, blocks: int, block_size: int) -> None:
         """Make the pool hold ``blocks`` blocks of ``block_size`` tokens, keeping their content.
 
-        Content beyond the new sizes is lost. A layout ``slots`` may change both; ``paged``
-        keeps its block size.
+        Content beyond the new sizes is lost. A declared ``kv_block_size`` is kept.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ EnginewrightError
 │   └── ChatTemplateError         template missing, refused by the sandbox, or out of bounds
 ├── OverloadedError           an AsyncLLM has as many requests as it takes
 ├── MissingDependencyError    an extra is not installed
+├── DeviceError               the GPU, its driver or its memory are not what the engine needs
 └── BuildError                a build cannot go on
     ├── RecipeError               the recipe is wrong; names the field's path
     ├── SourceError               the checkpoint is missing, incomplete or not readable
@@ -23,6 +24,21 @@ EnginewrightError
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+DeviceCode = Literal[
+    "no_driver",
+    "no_device",
+    "capability",
+    "driver_version",
+    "library_version",
+    "plugin_abi",
+    "out_of_memory",
+    "engine_refused",
+    "device_failed",
+]
+"""What is the matter with a device; ``enginewright doctor`` finds the same codes."""
 
 
 class EnginewrightError(Exception):
@@ -83,6 +99,14 @@ class OverloadedError(EnginewrightError):
 
 class MissingDependencyError(EnginewrightError):
     """A package of an optional extra is not installed."""
+
+
+class DeviceError(EnginewrightError):
+    """The GPU cannot run the engine, or failed; the message says what was found and needed."""
+
+    def __init__(self, message: str, code: DeviceCode = "device_failed") -> None:
+        super().__init__(message)
+        self.code: DeviceCode = code
 
 
 class BuildError(EnginewrightError):

@@ -14,6 +14,7 @@ from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.outputs import BeamSearchOutput
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.results import beam_output, request_output
+from enginewright.runtime.engine import Engine
 from enginewright.runtime.engine_arguments import check_others, check_runner
 from enginewright.runtime.errors import EnginewrightError, PromptError, RequestError
 from enginewright.runtime.loading import Loaded, LoadedModel, load
@@ -132,7 +133,21 @@ class LLM(LoadedModel):
                 logits_processors=logits_processors,
             ),
         )
-        super().__init__(loaded)
+        self._run(loaded)
+
+    @classmethod
+    def over(cls, model: str | os.PathLike[str], engine: Engine) -> Self:
+        """An LLM that runs an open engine in place of the artifact's own, and closes it.
+
+        For engines that no backend opens, such as one that interprets a graph. Tokenizer,
+        templates and defaults are the artifact's.
+        """
+        llm = cls.__new__(cls)
+        llm._run(load(model, EngineOptions(), RequestOptions(), engine))
+        return llm
+
+    def _run(self, loaded: Loaded) -> None:
+        LoadedModel.__init__(self, loaded)
         self._core: EngineCore | None = loaded.core
         self._why_gone = "was closed; open the artifact again"
         self._enqueued: list[RequestGroup] = []
@@ -321,7 +336,14 @@ class LLM(LoadedModel):
         limit = min(self.engine_info.max_batch, self.engine_info.steps.prefill)
         if not 1 <= len(sequences) <= limit:
             raise PromptError(f"{len(sequences)} sequences: a batch may hold 1 to {limit}")
-        return scoring.batch_logits(core, for_each(self.requests.fitting, sequences))
+        ids = for_each(self.requests.fitting, sequences)
+        most = self.engine_info.steps.tokens
+        if most and len(ids) * max(map(len, ids)) > most:
+            raise PromptError(
+                f"{len(ids)} sequences of up to {max(map(len, ids))} tokens: a step of this engine "
+                f"holds {most} in all; give fewer, or shorter ones"
+            )
+        return scoring.batch_logits(core, ids)
 
     def reset_prefix_cache(self) -> bool:
         """Forget what ended requests have computed."""

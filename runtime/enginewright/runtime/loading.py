@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.model_lookup import find_artifact
-from enginewright.runtime.engine import EngineInfo
+from enginewright.runtime.engine import Engine, EngineInfo
 from enginewright.runtime.explain import Explanation
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
 from enginewright.runtime.plans import open_plan
@@ -73,8 +73,16 @@ class LoadedModel:
         return self.requests.explain(params)
 
 
-def load(model: str | os.PathLike[str], how: EngineOptions, requests: RequestOptions) -> Loaded:
-    """Open the artifact that ``model`` names, or one that was built from it."""
+def load(
+    model: str | os.PathLike[str],
+    how: EngineOptions,
+    requests: RequestOptions,
+    engine: Engine | None = None,
+) -> Loaded:
+    """Open the artifact that ``model`` names, or one that was built from it.
+
+    ``engine``: one that is open, to be run in place of the artifact's own.
+    """
     place = find_artifact(check_path(model), revision=how.revision, precision=how.quantization)
     artifact = Artifact.open(place, how.verify)
     manifest = artifact.manifest
@@ -88,14 +96,17 @@ def load(model: str | os.PathLike[str], how: EngineOptions, requests: RequestOpt
     if requests.chat_template is not None:
         templates.get()  # compiled now, so that a wrong one fails here
     warnings = PromptWarnings(Facts.of(artifact, tokenizer, templates.source))
-    engine, entry = open_plan(
-        artifact,
-        target=how.target,
-        plan=how.plan,
-        allow_native_code=how.allow_native_code,
-        threads=how.threads,
-        limited=how.lowered,
-    )
+    plan = how.plan or manifest.engines[0].plan
+    if engine is None:
+        engine, entry = open_plan(
+            artifact,
+            target=how.target,
+            plan=how.plan,
+            allow_native_code=how.allow_native_code,
+            threads=how.threads,
+            limited=how.lowered,
+        )
+        plan = entry.plan
     core = how.core(engine)
     factory = RequestFactory(
         core.describe(),
@@ -108,4 +119,4 @@ def load(model: str | os.PathLike[str], how: EngineOptions, requests: RequestOpt
         requests.max_logprobs,
         processors,
     )
-    return Loaded(manifest, entry.plan, core, factory)
+    return Loaded(manifest, plan, core, factory)

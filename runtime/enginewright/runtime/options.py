@@ -155,4 +155,4 @@ def check_chunk(chunk: Any, length: int, steps: StepSupport) -> int:
         if found is not None and found < length:
             raise RequestError(f"chunk={found}: this engine only runs chunks of 1, or all")
         return length
-    return found or _STEP
+    return min(found or _STEP, steps.tokens or length)

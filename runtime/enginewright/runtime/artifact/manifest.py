@@ -75,6 +75,7 @@ class StepsEntry:
     decode: int
     prefill: int
     extend: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

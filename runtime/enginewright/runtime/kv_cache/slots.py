@@ -42,6 +42,9 @@ class _Slot:
 class SlotCache(KVCache):
     """Slots of live rows, and of ended ones.
 
+    ``slot_size``: the tokens of every slot, for an engine that was built for so many; else slots
+    are as large as the longest row needs.
+
     ``max_tokens``: slots times their size never exceed it; then room that no live row needs is
     used to keep more of what ended. Without it the pool grows only for live rows. ``invariant``:
     a token that was computed together with others is the same to the last bit in any such step.
@@ -55,15 +58,18 @@ class SlotCache(KVCache):
         *,
         keep: bool = True,
         invariant: bool = True,
+        slot_size: int | None = None,
     ) -> None:
         super().__init__()
         assert max_rows > 0
+        assert slot_size is None or slot_size >= max_length
         assert max_length > 0
         self._max_rows = max_rows
         self._budget = max_tokens
         self._max_length = max_length if max_tokens is None else min(max_length, _even(max_tokens))
         self._keep = keep
         self._invariant = invariant
+        self._slot_size = slot_size
         self._clock = 0
         self._slots: list[_Slot] = []
         self._capacity = 0
@@ -87,7 +93,8 @@ class SlotCache(KVCache):
 
     def fits(self, rows: int, length: int) -> bool:
         fitting = rows <= self._max_rows and length <= self._max_length
-        return fitting and (self._budget is None or rows * _even_up(length) <= self._budget)
+        size = self._slot_size or _even_up(length)
+        return fitting and (self._budget is None or rows * size <= self._budget)
 
     @property
     def free_rows(self) -> int:
@@ -209,6 +216,8 @@ class SlotCache(KVCache):
         """
         if rows > self._max_rows or length > self._max_length:
             return False
+        if self._slot_size is not None:
+            return self._make_slots(rows, self._slot_size)
         known = (len(self._slots[place].tokens) for place in self._place.values())
         longest = max((length, *known, *self._promised.values(), *self._reserved))
         most = _even_up(self._max_length)
@@ -217,10 +226,15 @@ class SlotCache(KVCache):
         if self._budget is not None:
             capacities.append(min(_even(self._budget // rows), most))
         for capacity in capacities:
-            if capacity >= longest and self._affordable(capacity) >= rows:
-                self._resize(self._slots_for(rows, capacity), capacity)
+            if capacity >= longest and self._make_slots(rows, capacity):
                 return True
         return False
+
+    def _make_slots(self, rows: int, capacity: int) -> bool:
+        if self._affordable(capacity) < rows:
+            return False
+        self._resize(self._slots_for(rows, capacity), capacity)
+        return True
 
     def _slots_for(self, rows: int, capacity: int) -> int:
         most = self._affordable(capacity)

@@ -247,7 +247,8 @@ def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
         )
     if info.kv_layout == "slots":
         exact = info.batch_invariant and info.chunk_invariant
-        return SlotCache(rows, info.max_context, tokens, keep=keep, invariant=exact)
+        size = info.kv_block_size or None
+        return SlotCache(rows, info.max_context, tokens, keep=keep, invariant=exact, slot_size=size)
     blocks = -(-info.max_context // info.kv_block_size) * rows
     if tokens is not None:
         blocks = min(blocks, tokens // info.kv_block_size)

@@ -61,6 +61,8 @@ class Scheduler:
     ) -> None:
         assert steps.decode > 0
         assert steps.prefill > 0
+        assert steps.extend or not steps.tokens, "a prompt may need several steps"
+        max_tokens = min(max_tokens, steps.tokens or max_tokens)
         assert max_tokens >= LEAST_TOKENS_PER_STEP
         self._steps = steps
         self._cache = cache
