@@ -3,31 +3,71 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import onnx_ir as ir
-
-from enginewright.builder.export import CacheShape
 from enginewright.runtime.artifact.manifest import EngineEntry, LimitsEntry
 from enginewright.runtime.errors import RecipeError
 
-_TARGETS = {"cpu": ("enginewright.builder.targets.cpu", "CpuTarget")}
+if TYPE_CHECKING:  # importing them takes seconds, and the worker of TensorRT needs neither
+    import onnx_ir as ir
+
+    from enginewright.builder.export import CacheShape
+
+_TARGETS = {
+    "cpu": ("enginewright.builder.targets.cpu", "CpuTarget"),
+    "cuda": ("enginewright.builder.targets.cuda", "CudaTarget"),
+    "tensorrt_rtx": ("enginewright.builder.targets.tensorrt.target", "TensorRTRTXTarget"),
+    "tensorrt": ("enginewright.builder.targets.tensorrt.target", "TensorRTTarget"),
+}
+
+
+def _silent(line: str) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """What the recipe's ``tensorrt`` says; see recipe.TensorRTSpec."""
+
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
 
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """What a target is asked for. ``folder`` is the artifact's; the engine goes to its engine/."""
+    """What a target is asked for. ``folder`` is the artifact's; the engine goes to its engine/.
+
+    For the NVIDIA targets: ``attention`` and its cache, the compute ``capabilities`` (None: the
+    target's own choice) and ``tensorrt``. ``inputs`` digests everything that the engine is made
+    of; lines for people go to ``progress``.
+    """
 
     folder: Path
     precision: str
     limits: LimitsEntry
     caches: tuple[CacheShape, ...]
+    attention: Literal["native", "plugin"] = "native"
+    capabilities: tuple[str, ...] | None = None
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    block_size: int = 32
+    tensorrt: TensorRTOptions = TensorRTOptions()
+    inputs: str = ""
+    progress: Callable[[str], None] = _silent
 
 
 class Target(ABC):
     """One kind of engine."""
+
+    interpreted: ClassVar[bool] = False
+    """Whether conformance interprets the graph that ``compile`` has left in the model, because no
+    device may be here to run the engine."""
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where something is missing that compiling needs."""
 
     @abstractmethod
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
@@ -35,8 +75,13 @@ class Target(ABC):
 
         The runtime takes the first plan that can run where it is.
 
-        The graph is changed in place; weights are read while they are written.
+        The graph is changed in place, to the one that was compiled; weights are read while they
+        are written.
         """
+
+    @abstractmethod
+    def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:
+        """The versions of what compiled these engines, for the manifest and the lock."""
 
 
 def target_of(name: str) -> Target:
