@@ -1,11 +1,13 @@
 """The plain numpy meaning of CachedAttention, which every lowering and kernel is held to.
 
-Tensors and shapes: see contract.py. Everything is computed in float64 and rounded once.
+Tensors and shapes: see contract.py. Everything is computed in float64 and rounded once. A quantized
+cache holds codes, int8 or, as uint8, the bits of fp8 e4m3; its values are code * scale.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from enginewright.plugins.attention.contract import AttentionAttributes
 
 Array = NDArray[np.floating]
+
+FP8_MAX = 448.0
 
 
 @dataclass(frozen=True)
@@ -23,44 +27,57 @@ class Rotary:
     sin: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Of a quantized cache, [kv_heads] each."""
+
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+
+
 def cached_attention(
     q: Array,
     k: Array,
     v: Array,
-    k_cache: Array,
-    v_cache: Array,
+    k_cache: NDArray[Any],
+    v_cache: NDArray[Any],
     block_table: NDArray[np.int32],
     past_lengths: NDArray[np.int32],
     new_lengths: NDArray[np.int32],
     attributes: AttentionAttributes,
     rotary: Rotary | None = None,
     sinks: Array | None = None,
+    scales: Scales | None = None,
 ) -> Array:
     """Write the new keys and values into the caches in place and return out [B, S, heads * D].
 
-    Rows of the output beyond new_lengths are 0.
+    ``scales``: for a cache of codes. Rows of the output beyond new_lengths are 0.
     """
     a = attributes
     out = np.zeros_like(q)
     for row, (past, new) in enumerate(zip(past_lengths, new_lengths, strict=True)):
+        if new == 0:
+            continue
         queries = _heads(q[row, :new], a.num_heads)
         keys = _heads(k[row, :new], a.kv_heads)
         if rotary is not None:
             positions = np.arange(past, past + new)
             queries = _rotate(queries, rotary, positions, a)
             keys = _rotate(keys, rotary, positions, a)
-        _write(k_cache, keys, block_table[row], past)
-        _write(v_cache, _heads(v[row, :new], a.kv_heads), block_table[row], past)
-        all_keys = _read(k_cache, block_table[row], past + new)
-        all_values = _read(v_cache, block_table[row], past + new)
+        values = _heads(v[row, :new], a.kv_heads)
+        k_scale, v_scale = (scales.k, scales.v) if scales is not None else (None, None)
+        _write(k_cache, keys, block_table[row], past, k_scale)
+        _write(v_cache, values, block_table[row], past, v_scale)
+        all_keys = _read(k_cache, block_table[row], past + new, k_scale)
+        all_values = _read(v_cache, block_table[row], past + new, v_scale)
         out[row, :new] = _attend(queries, all_keys, all_values, past, a, sinks)
     return out
 
 
 def _heads(flat: Array, heads: int) -> Array:
     """[S, heads * D] -> [heads, S, D] in float64."""
-    length = flat.shape[0]
-    return flat.astype(np.float64).reshape(length, heads, -1).transpose(1, 0, 2)
+    length, width = flat.shape
+    return flat.astype(np.float64).reshape(length, heads, width // heads).transpose(1, 0, 2)
 
 
 def _rotate(
@@ -82,16 +99,56 @@ def _rotate(
     return out
 
 
-def _write(cache: Array, new: Array, blocks: NDArray[np.int32], past: int) -> None:
+def encode(values: Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round to the nearest code, ties to even; what is beyond the last code becomes the last."""
+    if dtype == np.int8:
+        return np.rint(values).clip(-128, 127).astype(np.int8)
+    assert dtype == np.uint8, "codes are int8, or fp8 e4m3 as uint8"
+    size = np.abs(values).clip(max=FP8_MAX)
+    # Steps between neighbours: 2^-9 below 2^-6, else an eighth of the power of two below.
+    exponent = np.where(size < 2.0**-6, -6, np.frexp(size)[1] - 1)
+    steps = np.rint(np.ldexp(size, 3 - exponent)).astype(np.int64)
+    code: NDArray[np.int64] = ((exponent + 6) << 3) + steps
+    code += np.where(np.signbit(values), 0x80, 0)
+    return code.astype(np.uint8)
+
+
+def decode(codes: NDArray[Any]) -> Array:
+    """The values of codes, float64, before their scale; other dtypes as they are."""
+    if codes.dtype != np.uint8:
+        return codes.astype(np.float64)
+    exponent = (codes >> 3 & 15).astype(np.int64)
+    steps = (codes & 7) + np.where(exponent > 0, 8, 0)
+    size = np.ldexp(steps.astype(np.float64), np.maximum(exponent, 1) - 10)
+    signed: Array = np.where(codes & 0x80, -size, size)
+    return signed
+
+
+def _write(
+    cache: NDArray[Any],
+    new: Array,
+    blocks: NDArray[np.int32],
+    past: int,
+    scale: NDArray[np.float32] | None,
+) -> None:
+    if scale is not None:
+        new = encode(new / scale.astype(np.float64)[:, None, None], cache.dtype)
     size = cache.shape[2]
     for offset in range(new.shape[1]):
         position = past + offset
         cache[blocks[position // size], :, position % size] = new[:, offset]
 
 
-def _read(cache: Array, blocks: NDArray[np.int32], length: int) -> Array:
+def _read(
+    cache: NDArray[Any],
+    blocks: NDArray[np.int32],
+    length: int,
+    scale: NDArray[np.float32] | None,
+) -> Array:
     """The first ``length`` cached tokens of a row, [kv_heads, length, D]."""
-    pages = cache[blocks].astype(np.float64)
+    pages = decode(cache[blocks])
+    if scale is not None:
+        pages = pages * scale.astype(np.float64)[:, None, None]
     _, kv_heads, _, head_dim = pages.shape
     return pages.transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)[:, :length]
 

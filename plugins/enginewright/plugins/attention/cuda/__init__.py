@@ -1,0 +1,1 @@
+"""CachedAttention for NVIDIA GPUs: Triton kernels, the plan of their launches, compiled sets."""
