@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import seal
+from enginewright.runtime.artifact.manifest import FileEntry, PluginEntry, seal
 
 
 def test_the_page_names_what_the_artifact_holds(tiny_artifact: Path) -> None:
@@ -37,7 +38,7 @@ def test_json_is_the_manifest_and_what_follows_from_it(tiny_artifact: Path) -> N
         2 * kv.layers * kv.kv_heads * kv.head_dim * 4
     )
     content = (tiny_artifact / "manifest.json").read_bytes()
-    assert data["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert data["digest"] == f"sha256:{sha256(content).hexdigest()}"
     assert data["total_bytes"] == sum(entry.size for entry in manifest.files.values())
     stated = json.loads(content)
     for entry in data["engines"]:
@@ -71,3 +72,38 @@ def test_a_truncated_file_is_named(tiny_artifact: Path, tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert f"error: {folder / 'tokenizer.json'}" in result.stderr
+
+
+def test_an_engine_for_gpus_is_shown(rtx_artifact: Path) -> None:
+    lines = CliRunner().invoke(main, ["inspect", str(rtx_artifact)]).stdout.splitlines()
+
+    assert "library      tensorrt_rtx 1.7.1.116" in lines
+    assert "capabilities 8.6" in lines
+    profile = "decode: input_ids [1, 1] to [24, 1], logits_index [1] to [24]"
+    assert f"profile      {profile}" in lines
+    [aliases] = (line for line in lines if line.startswith("aliases"))
+    assert aliases.split()[1:3] == ["2", "outputs"]
+    assert "plan engine: graph passed, device not run" in lines
+    data = json.loads(CliRunner().invoke(main, ["inspect", str(rtx_artifact), "--json"]).stdout)
+    assert data["engines"][0]["nvidia"]["capabilities"] == ["8.6"]
+    assert len(data["engines"][0]["nvidia"]["aliases"]) == 2
+
+
+def test_plugins_are_shown_with_their_kernels(rtx_artifact: Path) -> None:
+    manifest = Artifact.open(rtx_artifact).manifest
+    [engine] = manifest.engines
+    kernels = [f"engine/kernels/{name}" for name in ("kernels.json", "a.cubin", "b.cubin")]
+    plugin = PluginEntry("Attention", "1", "enginewright", "0123abcd", kernels[0])
+    assert engine.nvidia is not None
+    nvidia = replace(engine.nvidia, plugins=(plugin,), later=True)
+    engine = replace(engine, files=(*engine.files, *kernels), nvidia=nvidia)
+    files = {**manifest.files, **dict.fromkeys(kernels, FileEntry(1, sha256(b"x").hexdigest()))}
+    for name in kernels:
+        (rtx_artifact / name).parent.mkdir(exist_ok=True)
+        (rtx_artifact / name).write_bytes(b"x")
+    text = replace(manifest, engines=(engine,), files=files).to_json()
+    (rtx_artifact / "manifest.json").write_text(text, "utf-8")
+    lines = CliRunner().invoke(main, ["inspect", str(rtx_artifact)]).stdout.splitlines()
+
+    assert "plugin       enginewright::Attention 1, 2 kernels, ABI 0123abcd" in lines
+    assert "capabilities 8.6 and later" in lines

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import FileEntry
+from enginewright.runtime.artifact.native_code import this_platform
+from enginewright.runtime.doctor.driver import read_driver
 
 
 @pytest.fixture
@@ -73,3 +78,100 @@ def test_one_flipped_byte_is_found(artifact: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {weights}: ")
+
+
+@pytest.mark.skipif(bool(read_driver().devices), reason="this machine has a GPU")
+def test_an_engine_whose_device_is_not_here(rtx_artifact: Path) -> None:
+    result = verify(rtx_artifact, "--attest")
+
+    assert result.exit_code == 0, result.output
+    assert "graph: passed at build" in result.stdout
+    assert "device: not run here (" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last == "every hash is right; the device has not been run: plan engine"
+    assert not (rtx_artifact / "evidence" / "attestations").exists(), "nothing was measured"
+    data = json.loads(verify(rtx_artifact, "--json").stdout)
+    assert (data["passed"], data["device_run"], data["attestation"]) == (True, False, None)
+    assert data["plans"]["engine"]["graph"] == "passed"
+
+
+@pytest.mark.skipif(bool(read_driver().devices), reason="this machine has a GPU")
+def test_the_device_can_be_required(rtx_artifact: Path) -> None:
+    assert verify(rtx_artifact, "--require-device").exit_code == 1
+
+
+def test_a_byte_of_an_engine_that_does_not_run_here(rtx_artifact: Path) -> None:
+    (rtx_artifact / "engine/model.engine").write_bytes(b"x" * 64)
+    result = verify(rtx_artifact)
+
+    assert result.exit_code == 1
+    assert "model.engine: SHA-256" in result.stderr
+
+
+def test_an_attestation_says_what_ran_where(artifact: Path) -> None:
+    before = {path: path.read_bytes() for path in artifact.rglob("*") if path.is_file()}
+    result = verify(artifact, "--attest", "--require-device")
+
+    assert result.exit_code == 0, result.output
+    [path] = (artifact / "evidence" / "attestations").iterdir()
+    assert f"attestation {path}" in result.stdout.splitlines()
+    digest = Artifact.open(artifact).digest()
+    assert path.name.endswith(f"-{digest[7:23]}.json")
+    data = json.loads(path.read_text("utf-8"))
+    assert (data["format"], data["artifact"], data["artifact_digest"]) == (1, "tiny", digest)
+    assert data["device"]["kind"] == "cpu"
+    assert data["device"]["name"]
+    assert {"enginewright", "python", "onnxruntime"} <= data["versions"].keys()
+    assert datetime.fromisoformat(data["date"]).tzinfo is not None
+    [plan] = data["plans"].values()
+    assert plan["passed"]
+    assert plan["measures"]["top1_agreement"] > 0.99
+    assert plan["speed"]["prompt_tokens"] > 0
+    assert plan["speed"]["prefill_tokens_per_second"] > 0
+    assert plan["speed"]["decode_tokens_per_second"] > 0
+    assert str(artifact) not in path.read_text("utf-8")
+    assert {path: path.read_bytes() for path in before} == before
+    assert Artifact.open(artifact, "always").digest() == digest, "outside the hashes"
+
+
+def test_an_attestation_names_no_folder_of_the_machine(artifact: Path) -> None:
+    manifest = Artifact.open(artifact).manifest
+    [engine] = manifest.engines
+    (artifact / "engine/operators.so").write_bytes(b"x")
+    entry = FileEntry(1, hashlib.sha256(b"x").hexdigest())
+    native = dataclasses.replace(
+        engine,
+        plan="native",
+        files=(*engine.files, "engine/operators.so"),
+        library="engine/operators.so",
+        platform=this_platform(),
+    )
+    changed = dataclasses.replace(
+        manifest,
+        engines=(native, engine),
+        files={**manifest.files, "engine/operators.so": entry},
+    )
+    (artifact / "manifest.json").write_text(changed.to_json(), "utf-8")
+    result = verify(artifact, "--attest")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("passed; not run: native\n")
+    [path] = (artifact / "evidence" / "attestations").iterdir()
+    text = path.read_text("utf-8")
+    assert "not compiled on this machine" in json.loads(text)["plans"]["native"]["not_run"]
+    assert str(artifact) not in text
+
+
+def test_without_attest_nothing_is_written(artifact: Path) -> None:
+    verify(artifact)
+
+    assert not (artifact / "evidence" / "attestations").exists()
+
+
+def test_an_attestation_that_cannot_be_written(artifact: Path) -> None:
+    (artifact / "evidence").mkdir(exist_ok=True)
+    (artifact / "evidence" / "attestations").write_text("in the way")
+    result = verify(artifact, "--attest")
+
+    assert result.exit_code == 1
+    assert "the attestation cannot be written" in result.stderr

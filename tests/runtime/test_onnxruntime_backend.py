@@ -19,8 +19,8 @@ from enginewright.runtime.backends.onnxruntime import (
     KEPT_LOGITS_ROWS,
     OnnxRuntimeEngine,
     SlotPool,
-    available_cores,
 )
+from enginewright.runtime.cores import available_cores
 from enginewright.runtime.engine import BlockCopy, StepBatch
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError
 from enginewright.runtime.scheduling import core

@@ -64,7 +64,6 @@ def command(
     if source is not None and not source.strip():
         raise click.UsageError("--source is empty: give a folder, a GGUF file or owner/name")
     require("build", *NEEDED)
-    require("cpu", "onnxruntime")
     from enginewright.builder.recipe_yaml import parse_override
 
     for override in overrides:
@@ -73,6 +72,8 @@ def command(
         except RecipeError as error:
             raise click.UsageError(str(error)) from error
     read = _recipe(recipe, source, overrides)
+    if read.target == "cpu":
+        require("cpu", "onnxruntime")
     from enginewright.builder.pipeline import build
 
     shown = sys.stderr.isatty() if progress is None else progress

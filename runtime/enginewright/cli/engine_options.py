@@ -7,14 +7,17 @@ from typing import Any
 
 import click
 
+native_code_option = click.option(
+    "--allow-native-code/--no-native-code",
+    default=None,
+    help="Run the artifact's own operators whoever compiled them, or never; by default those "
+    "that this machine compiled.",
+)
+"""Adds --allow-native-code, passed on as ``allow_native_code``."""
+
 _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use."),
-    click.option(
-        "--allow-native-code/--no-native-code",
-        default=None,
-        help="Run the artifact's own operators whoever compiled them, or never; by default those "
-        "that this machine compiled.",
-    ),
+    native_code_option,
 )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,14 @@ import click
 from enginewright.cli.engine_options import ArtifactName
 from enginewright.cli.text import size, table
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import MANIFEST_NAME, EngineEntry, Manifest
-
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
+from enginewright.runtime.artifact.manifest import (
+    EngineEntry,
+    Manifest,
+    NvidiaEntry,
+    PluginEntry,
+    ProfileEntry,
+)
+from enginewright.runtime.doctor.needs import kv_bytes_per_token
 
 
 @click.command()
@@ -24,24 +28,11 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 
 def command(artifact: Path, as_json: bool) -> None:
     """Show the source, engines, limits, files and conformance of ARTIFACT."""
     opened = Artifact.open(artifact, verify="never")
-    digest = artifact_digest(opened)
+    digest = opened.digest()
     if as_json:
         click.echo(json.dumps(as_data(opened.manifest, digest), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(_page(opened.manifest, digest)))
-
-
-def artifact_digest(artifact: Artifact) -> str:
-    """The digest of everything in the artifact: its manifest holds every file's hash."""
-    content = (artifact.path / MANIFEST_NAME).read_bytes()
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def kv_bytes_per_token(engine: EngineEntry) -> int | None:
-    """Bytes of cache that one token of one row takes; None for a dtype unknown here."""
-    item = _DTYPE_BYTES.get(engine.kv.dtype)
-    kv = engine.kv
-    return None if item is None else 2 * kv.layers * kv.kv_heads * kv.head_dim * item
 
 
 def as_data(manifest: Manifest, digest: str) -> dict[str, Any]:
@@ -50,7 +41,7 @@ def as_data(manifest: Manifest, digest: str) -> dict[str, Any]:
     data["digest"] = digest
     data["total_bytes"] = sum(entry.size for entry in manifest.files.values())
     for entry, engine in zip(data["engines"], manifest.engines, strict=True):
-        entry["kv"]["bytes_per_token"] = kv_bytes_per_token(engine)
+        entry["kv"]["bytes_per_token"] = kv_bytes_per_token(engine.kv)
     return data
 
 
@@ -76,18 +67,57 @@ def _page(manifest: Manifest, digest: str) -> Iterator[str]:
 
 
 def _engine(engine: EngineEntry) -> Iterator[str]:
-    kv, steps, cost = engine.kv, engine.steps, kv_bytes_per_token(engine)
+    kv, steps, cost = engine.kv, engine.steps, kv_bytes_per_token(engine.kv)
     yield f"engine       {engine.target} {engine.precision}, plan {engine.plan}"
     yield f"limits       {engine.limits.max_context} tokens a row, {engine.limits.max_batch} rows"
     yield f"steps        decode {steps.decode}, prefill {steps.prefill}, extend {steps.extend} rows"
+    blocks = f" of {kv.block_size}" if kv.block_size else ""
     yield (
         f"cache        {size(cost) if cost is not None else 'unknown size'} a token: "
-        f"{kv.layers} layers x {kv.kv_heads} heads x {kv.head_dim}, {kv.dtype}, {kv.layout}"
+        f"{kv.layers} layers x {kv.kv_heads} heads x {kv.head_dim}, {kv.dtype}, {kv.layout}{blocks}"
     )
     yield f"invariant    {'yes' if engine.batch_invariant else 'no'} (same logits in any batch)"
     if engine.library is not None:
         yield f"native code  {engine.library}, for {engine.platform}"
+    if engine.nvidia is not None:
+        yield from _nvidia(engine, engine.nvidia)
     yield f"fingerprint  {engine.fingerprint}"
+
+
+def _nvidia(engine: EngineEntry, nvidia: NvidiaEntry) -> Iterator[str]:
+    later = " and later" if nvidia.later else ""
+    yield f"library      {nvidia.library} {nvidia.library_version}"
+    yield f"capabilities {', '.join(nvidia.capabilities)}{later}"
+    yield f"weights      {size(nvidia.weights_bytes)} of device memory at least"
+    for profile in nvidia.profiles:
+        yield f"profile      {profile.name}: {_shapes(profile)}"
+    if nvidia.aliases:
+        output, source = next(iter(nvidia.aliases.items()))
+        yield (
+            f"aliases      {len(nvidia.aliases)} outputs share the memory of an input, as "
+            f"{output} of {source}"
+        )
+    for plugin in nvidia.plugins:
+        yield _plugin(engine, plugin)
+
+
+def _shapes(profile: ProfileEntry) -> str:
+    """The lowest and the highest shape of each input but the caches, which are many."""
+    shown = []
+    for name, (lowest, _, highest) in profile.shapes.items():
+        if not name.startswith(("k_cache.", "v_cache.")):
+            shown.append(f"{name} {list(lowest)} to {list(highest)}")
+    return ", ".join(shown)
+
+
+def _plugin(engine: EngineEntry, plugin: PluginEntry) -> str:
+    folder = plugin.kernels.rpartition("/")[0]
+    held = [name for name in engine.files if name.startswith(f"{folder}/")]
+    kernels = len(held) - (plugin.kernels in held)
+    return (
+        f"plugin       {plugin.namespace}::{plugin.name} {plugin.version}, "
+        f"{kernels} kernels, ABI {plugin.abi}"
+    )
 
 
 def _sampling(manifest: Manifest) -> Iterator[str]:
@@ -107,9 +137,14 @@ def _conformance(manifest: Manifest) -> Iterator[str]:
     if not manifest.conformance:
         yield "  not measured"
     for plan, report in manifest.conformance.items():
-        yield f"plan {plan}"
+        yield f"plan {plan}{_where_measured(report)}"
         rows = [conformance_row(**row) for row in report["rows"]]
         yield table(("measure", "value", "bound", "result"), rows)
+
+
+def _where_measured(report: Mapping[str, Any]) -> str:
+    """Of a graph that was interpreted at build, because no device was there to run the engine."""
+    return f": graph {report['graph']}, device {report['device']}" if "graph" in report else ""
 
 
 def conformance_row(name: str, value: float, bound: str, passed: bool) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from enginewright.runtime.errors import EnginewrightError
 VERBS = {
     "build": Verb("enginewright.cli.build", "Build an artifact from a recipe."),
     "inspect": Verb("enginewright.cli.inspect", "Show what an artifact holds."),
+    "doctor": Verb("enginewright.cli.doctor", "Say whether an artifact runs here."),
     "lint": Verb("enginewright.cli.lint", "Check special tokens, chat template and prompts."),
     "verify": Verb("enginewright.cli.verify", "Check an artifact against its reference values."),
     "run": Verb("enginewright.cli.run", "Continue a prompt, or answer it with --chat."),

@@ -1,9 +1,9 @@
-"""``enginewright verify``: hash every file, run the engine against the stored reference values."""
+"""``enginewright verify``: hash every file, run the engines against the stored reference values."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,24 @@ import click
 
 from enginewright.cli.engine_options import ArtifactName, engine_options
 from enginewright.cli.inspect import conformance_row
-from enginewright.cli.text import table
+from enginewright.cli.text import number, table
+from enginewright.runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
-    from enginewright.runtime.conformance import Report
+    from enginewright.runtime.verification import PlanResult
+
+    Results = Mapping[str, PlanResult]
 
 
 @click.command()
 @click.argument("artifact", type=ArtifactName(path_type=Path))
 @engine_options
+@click.option(
+    "--attest/--no-attest",
+    default=None,
+    help="Write what was measured to the artifact's evidence/; by default where a GPU ran.",
+)
+@click.option("--require-device", is_flag=True, help="Fail unless every plan has run here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(
@@ -27,43 +36,98 @@ def command(
     artifact: Path,
     threads: int | None,
     allow_native_code: bool | None,
+    attest: bool | None,
+    require_device: bool,
     as_json: bool,
 ) -> None:
     """Check ARTIFACT: every file's hash, and its answers. Needs no torch.
 
     Exit code 1 when a file is not as it was built, or a bound of the recipe is missed.
     """
-    from enginewright.runtime.conformance import verify_artifact
+    from enginewright.runtime.verification import verify_artifact
 
-    results = verify_artifact(artifact, threads=threads, allow_native_code=allow_native_code)
-    passed = all(isinstance(result, str) or result.passed for result in results.values())
+    results = verify_artifact(
+        artifact, threads=threads, allow_native_code=allow_native_code, timed=bool(attest)
+    )
+    written = _attest(artifact, results, attest)
+    passed = all(result.passed for result in results.values())
+    lacking = [plan for plan, result in results.items() if result.report is None]
     if as_json:
-        plans = {plan: _data(result) for plan, result in results.items()}
-        data = {"artifact": str(artifact), "passed": passed, "plans": plans}
+        data = {
+            "artifact": str(artifact),
+            "passed": passed,
+            "device_run": not lacking,
+            "attestation": None if written is None else str(written),
+            "plans": {plan: _data(result) for plan, result in results.items()},
+        }
         click.echo(json.dumps(data, indent=2))
     else:
-        for plan, result in results.items():
-            click.echo(f"plan {plan}\n{_page(result)}")
-        click.echo(_verdict(results, passed))
-    if not passed:
+        click.echo("\n".join(_page(results, written)))
+        click.echo(_verdict(results, passed, lacking))
+    if not passed or (require_device and lacking):
         ctx.exit(1)
 
 
-def _verdict(results: Mapping[str, Report | str], passed: bool) -> str:
+def _attest(artifact: Path, results: Results, asked: bool | None) -> Path | None:
+    """The attestation that was written; one that nobody asked for may fail."""
+    from enginewright.runtime.artifact.artifact import Artifact
+    from enginewright.runtime.attestation import attest
+
+    ran = [result for result in results.values() if result.report is not None]
+    by_itself = asked is None and any(result.for_gpu for result in ran)
+    if not ran or not (asked or by_itself):
+        return None
+    try:
+        return attest(Artifact.open(artifact, verify="never"), results)
+    except EnginewrightError as error:
+        if asked:
+            raise
+        click.echo(f"warning: {error}", err=True)
+        return None
+
+
+def _page(results: Results, written: Path | None) -> Iterator[str]:
+    for plan, result in results.items():
+        yield f"plan {plan}"
+        yield from _plan(result)
+    if written is not None:
+        yield f"attestation {written}"
+
+
+def _plan(result: PlanResult) -> Iterator[str]:
+    if result.report is None:
+        if result.for_gpu:
+            yield f"  graph: {result.built or 'not measured'} at build"
+            yield f"  device: not run here ({result.reason})"
+        else:
+            yield f"  not run: {result.reason}"
+        return
+    rows = [conformance_row(r.name, r.value, r.bound, r.passed) for r in result.report.rows]
+    yield table(("measure", "value", "bound", "result"), rows)
+    if result.speed is not None:
+        prefill, decode = (
+            number(result.speed.prefill_tokens_per_second),
+            number(result.speed.decode_tokens_per_second),
+        )
+        yield (
+            f"speed: prefill {prefill} tokens/s ({result.speed.prompt_tokens} tokens), "
+            f"decode {decode} tokens/s, one row"
+        )
+
+
+def _verdict(results: Results, passed: bool, lacking: list[str]) -> str:
     if not passed:
         return "FAILED: a bound of the recipe is missed"
-    skipped = ", ".join(plan for plan, result in results.items() if isinstance(result, str))
-    return f"passed; not run: {skipped}" if skipped else "passed"
+    if not lacking:
+        return "passed"
+    if any(results[plan].for_gpu for plan in lacking):
+        return f"every hash is right; the device has not been run: plan {', '.join(lacking)}"
+    return f"passed; not run: {', '.join(lacking)}"
 
 
-def _page(result: Report | str) -> str:
-    if isinstance(result, str):
-        return f"  not run: {result}"
-    rows = [conformance_row(r.name, r.value, r.bound, r.passed) for r in result.rows]
-    return table(("measure", "value", "bound", "result"), rows)
-
-
-def _data(result: Report | str) -> dict[str, Any]:
-    if isinstance(result, str):
-        return {"not_run": result}
-    return {"passed": result.passed, "rows": result.as_dict()["rows"]}
+def _data(result: PlanResult) -> dict[str, Any]:
+    if result.report is None:
+        graph = {"graph": result.built} if result.for_gpu else {}
+        return {"not_run": result.reason, **graph}
+    speed = {"speed": vars(result.speed)} if result.speed is not None else {}
+    return {"passed": result.report.passed, "rows": result.report.as_dict()["rows"], **speed}

@@ -17,15 +17,14 @@ likeliest tokens of each position, and N = W * (T - 1) predicted positions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.errors import ArtifactError, TargetError
+from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
 
@@ -69,14 +68,23 @@ class Reference:
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path}: no reference values can be read ({error})") from error
 
+    def part(self, prompts: int, tokens: int) -> Reference:
+        """The same text, but only the first prompts, and of each the first greedy tokens."""
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[:prompts],
+            greedy_ids=self.greedy_ids[:prompts, :tokens],
+            greedy_margins=self.greedy_margins[:prompts, :tokens],
+        )
+
     def prompts(self) -> list[list[int]]:
         """The prompts without their padding."""
         return [[int(token) for token in row if token >= 0] for row in self.prompt_ids]
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What was measured. KL is over the reference's K likeliest tokens and the rest as one."""
+class Distance:
+    """How far from the reference. KL is over its K likeliest tokens and the rest as one."""
 
     greedy_agreement: float
     greedy_prompts_equal: int
@@ -88,14 +96,20 @@ class Measures:
     max_kl: float
     perplexity: float
     reference_perplexity: float
-    prefill_invariant: bool
-    decode_invariant: bool
-    chunk_difference: float
 
     @property
     def perplexity_increase(self) -> float:
         """Relative to the reference; negative if the engine's is lower."""
         return self.perplexity / self.reference_perplexity - 1
+
+
+@dataclass(frozen=True)
+class Measures(Distance):
+    """And whether the engine gives the same in any batch, and in any chunks."""
+
+    prefill_invariant: bool
+    decode_invariant: bool
+    chunk_difference: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class Row:
 class Report:
     """The table of a conformance run."""
 
-    measures: Measures
+    measures: Distance
     rows: tuple[Row, ...]
 
     @property
@@ -133,58 +147,24 @@ class Report:
         return {"passed": self.passed, "measures": asdict(self.measures), "rows": rows}
 
 
-def verify_artifact(
-    path: str | Path, *, threads: int | None = None, allow_native_code: bool | None = None
-) -> dict[str, Report | str]:
-    """Check every file of the artifact, run its engine against the stored reference values.
-
-    For each plan its report, or why it does not run here. Raises ArtifactError (and below) for a
-    damaged artifact, or one of which no plan runs. Needs no torch.
-    """
-    artifact = Artifact.open(path, verify="always")
-    reference = Reference.load(artifact.file(REFERENCE_FILE))
-    thresholds = artifact.manifest.recipe["conformance"][artifact.manifest.recipe["precision"]]
-    results: dict[str, Report | str] = {}
-    for entry in artifact.plans():
-        try:
-            results[entry.plan] = _judged(
-                LLM(
-                    path,
-                    plan=entry.plan,
-                    threads=threads,
-                    allow_native_code=allow_native_code,
-                    generation_config="vllm",
-                ),
-                reference,
-                thresholds,
-            )
-        except TargetError as error:
-            results[entry.plan] = str(error)
-    if all(isinstance(result, str) for result in results.values()):
-        raise TargetError("; ".join(map(str, results.values())))
-    return results
-
-
-def _judged(llm: LLM, reference: Reference, thresholds: Mapping[str, float]) -> Report:
-    with llm:
-        declared = llm.engine_info.batch_invariant
-        return judge(measure(llm, reference), thresholds, batch_invariant=declared)
-
-
 def measure(llm: LLM, reference: Reference) -> Measures:
     """Run the engine over the reference's prompts and text."""
-    greedy = _greedy(llm, reference)
-    distance = _distributions(llm, reference)
     return Measures(
-        **greedy,
-        **distance,
+        **vars(measure_distance(llm, reference)),
         prefill_invariant=_prefill_invariant(llm, reference),
         decode_invariant=_decode_invariant(llm, reference),
         chunk_difference=_chunk_difference(llm, reference),
     )
 
 
-def judge(measures: Measures, thresholds: Mapping[str, float], *, batch_invariant: bool) -> Report:
+def measure_distance(llm: LLM, reference: Reference, *, chunk: int | None = None) -> Distance:
+    """How far the engine is from the reference; ``chunk``: tokens a step of the text."""
+    return Distance(**_greedy(llm, reference), **_distributions(llm, reference, chunk))
+
+
+def judge(
+    measures: Distance, thresholds: Mapping[str, float], *, batch_invariant: bool = False
+) -> Report:
     """Put each measure beside the bound that the recipe gives, where it gives one.
 
     An engine that declares itself batch invariant must be so.
@@ -203,10 +183,13 @@ def judge(measures: Measures, thresholds: Mapping[str, float], *, batch_invarian
         Row("perplexity", m.perplexity, "", True),
         Row("reference perplexity", m.reference_perplexity, "", True),
         Row("greedy ties", m.greedy_ties, "", True),
-        _declared("prefill alone = batch", m.prefill_invariant, batch_invariant),
-        _declared("decode alone = batch", m.decode_invariant, batch_invariant),
-        _in_chunks(m.chunk_difference, batch_invariant),
     ]
+    if isinstance(m, Measures):
+        rows += [
+            _declared("prefill alone = batch", m.prefill_invariant, batch_invariant),
+            _declared("decode alone = batch", m.decode_invariant, batch_invariant),
+            _in_chunks(m.chunk_difference, batch_invariant),
+        ]
     return Report(measures, tuple(rows))
 
 
@@ -252,8 +235,8 @@ def _greedy(llm: LLM, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _distributions(llm: LLM, reference: Reference) -> dict[str, Any]:
-    windows = [_window(llm, reference, window) for window in range(len(reference.text_ids))]
+def _distributions(llm: LLM, reference: Reference, chunk: int | None) -> dict[str, Any]:
+    windows = [_window(llm, reference, at, chunk) for at in range(len(reference.text_ids))]
     label_logprobs, kl, top1, topk = (np.concatenate(parts) for parts in zip(*windows, strict=True))
     return {
         "top1_agreement": float(np.mean(top1)),
@@ -265,11 +248,13 @@ def _distributions(llm: LLM, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _window(llm: LLM, reference: Reference, window: int) -> tuple[NDArray[Any], ...]:
+def _window(
+    llm: LLM, reference: Reference, window: int, chunk: int | None
+) -> tuple[NDArray[Any], ...]:
     """What ``_compare`` gives for each predicted position of one window, a few at a time."""
     ids = reference.text_ids[window].astype(np.int64)
     first = window * (len(ids) - 1)
-    logits = llm.logits(ids.tolist())
+    logits = llm.logits(ids.tolist(), chunk=chunk)
     parts = [
         _compare(
             log_softmax(logits[at]),

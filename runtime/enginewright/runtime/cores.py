@@ -28,15 +28,14 @@ def _allowed_cores() -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Cores' worth of time that this process's groups, and the groups around those, may use."""
-    for hierarchy, group in _groups(root):
-        for folder in (group, *group.parents):
-            quota = _quota(hierarchy / folder)
-            if quota is not None:
-                yield quota
+    for folder in cgroups(root, "cpu"):
+        quota = _quota(folder)
+        if quota is not None:
+            yield quota
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Where each hierarchy that may limit the CPU is mounted, and this process's group in it.
+def cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's groups that may limit ``controller``, and of those around.
 
     Lines of /proc/self/cgroup are ``number:controllers:/path``; version 2 names no controllers.
     In a container the path may be the host's: what is not there is skipped, the top never is.
@@ -44,8 +43,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if not controllers or "cpu" in controllers.split(","):
-            yield root / _CGROUPS / controllers, Path(path.lstrip("/"))
+        if not controllers or controller in controllers.split(","):
+            group = Path(path.lstrip("/"))
+            for folder in (group, *group.parents):
+                yield root / _CGROUPS / controllers / folder
 
 
 def _quota(folder: Path) -> float | None:

@@ -34,6 +34,7 @@ DeviceCode = Literal[
     "driver_version",
     "library_version",
     "plugin_abi",
+    "plugin_kernels",
     "out_of_memory",
     "engine_refused",
     "device_failed",

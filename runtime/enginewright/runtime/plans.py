@@ -10,7 +10,7 @@ from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.artifact.native_code import objection
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.engine import Engine
-from enginewright.runtime.errors import NativeCodeError, TargetError
+from enginewright.runtime.errors import DeviceError, NativeCodeError, TargetError
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,11 @@ def open_plan(
 ) -> tuple[Engine, EngineEntry]:
     """The first plan that runs here, loaded, and its entry; what was passed over is logged.
 
-    Raises TargetError with the reasons if none does.
+    Raises TargetError with the reasons if none does, the first DeviceError if it was the device
+    that refused each.
     """
     reasons: list[str] = []
+    refusals: list[DeviceError] = []
     for entry in map(limited, artifact.plans(target, plan)):
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
@@ -36,9 +38,14 @@ def open_plan(
                 engine = open_engine(artifact, entry, threads)
             except NativeCodeError as error:
                 reason = str(error)
+            except DeviceError as error:
+                reason = str(error)
+                refusals.append(error)
             else:
                 for passed in reasons:
                     logger.warning("%s; plan %s runs instead", passed, entry.plan)
                 return engine, entry
         reasons.append(f"plan {entry.plan}: {reason}")
+    if refusals and len(refusals) == len(reasons):
+        raise refusals[0]
     raise TargetError(f"{artifact.path}: no plan of it runs here. {'; '.join(reasons)}")

@@ -59,11 +59,14 @@ class Artifact:
             legal = ", ".join(map(repr, get_args(Verify)))
             raise EnginewrightError(f"verify={verify!r}: legal values are {legal}")
         folder = Path(path)
-        manifest = parse_manifest(_manifest_text(folder), str(folder / MANIFEST_NAME))
+        manifest = read_manifest(folder)
         artifact = Artifact(folder, manifest)
-        artifact._check_names()
+        artifact.check_names()
         verified = VerifiedFiles(None if verify == "never" else cache_folder())
         libraries = {entry.library for entry in manifest.engines}
+        libraries |= {
+            entry.model for entry in manifest.engines if entry.nvidia and entry.nvidia.host_code
+        }
         for relative, entry in sorted(manifest.files.items()):
             native = relative in libraries or Path(relative).suffix in NATIVE_SUFFIXES
             _check_file(folder, relative, entry, verify, verified, native=native)
@@ -95,6 +98,10 @@ class Artifact:
             )
         return named
 
+    def digest(self) -> str:
+        """The digest of everything in the artifact: its manifest holds every file's hash."""
+        return f"sha256:{sha256_file(self.path / MANIFEST_NAME)}"
+
     def holds(self, relative: str) -> bool:
         """Whether the manifest lists the file; files that it does not list are never read."""
         return relative in self.manifest.files
@@ -108,8 +115,11 @@ class Artifact:
             )
         return self.path / relative
 
-    def _check_names(self) -> None:
-        """A manifest may only name files inside the folder, and engines only files it lists."""
+    def check_names(self) -> None:
+        """A manifest may only name files inside the folder, and engines only files it lists.
+
+        Raises ArtifactError.
+        """
         for relative in self.manifest.files:
             name = PurePosixPath(relative)
             if name.is_absolute() or ".." in name.parts or "\\" in relative or not name.parts:
@@ -124,6 +134,14 @@ class Artifact:
                 *([entry.library] if entry.library else []),
             ):
                 self.file(relative)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the artifact at ``folder``, without a look at its files.
+
+    Raises ArtifactNotFoundError, SchemaVersionError, IntegrityError, ArtifactError.
+    """
+    return parse_manifest(_manifest_text(folder), str(folder / MANIFEST_NAME))
 
 
 def _manifest_text(folder: Path) -> str:

@@ -92,7 +92,8 @@ class PluginEntry:
 
     ``abi`` digests what the op's inputs, attributes and kernels' arguments mean: a runtime with
     another one does not run the engine. ``kernels`` is the index of the kernels that it launches,
-    one of the engine's files.
+    one of the engine's files. ``embedded``: plugin and kernels lie in the engine file as well, as
+    code for the processor.
     """
 
     name: str
@@ -100,6 +101,7 @@ class PluginEntry:
     namespace: str
     abi: str
     kernels: str
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class NvidiaEntry:
     ``library`` and ``library_version``: what built it. ``capabilities``: compute capabilities that
     it runs on, such as "8.6"; ``later``: and on those above the highest as well. ``aliases``: each
     output that shares the memory of an input. ``weights_bytes``: device memory that the loaded
-    engine takes at least.
+    engine takes at least. ``host_code``: the engine file brings code for the processor, a plugin
+    or a runtime of its own.
     """
 
     library: Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
@@ -120,6 +123,7 @@ class NvidiaEntry:
     aliases: Mapping[str, str]
     plugins: tuple[PluginEntry, ...]
     weights_bytes: int
+    host_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,9 @@ class EngineEntry:
 
     ``fingerprint`` digests the engine's files; ``plan`` names how it was lowered;
     ``model`` is the file that the backend opens, ``files`` are all that it needs. ``library`` is
-    the one of them that holds operators of our own, for ``platform`` only. ``nvidia`` is there for
-    the targets that run on such GPUs.
+    the one of them that holds operators of our own. ``platform``: the only one that code for the
+    processor, there or in the engine file, is for. ``nvidia`` is there for the targets that run on
+    such GPUs.
     """
 
     target: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -25,7 +25,13 @@ class Backend:
 
 BACKENDS: Mapping[str, Backend] = {
     "cpu": Backend("enginewright.runtime.backends.onnxruntime", "onnxruntime", "cpu"),
+    "cuda": Backend("enginewright.runtime.backends.onnxruntime_cuda", "onnxruntime", "cuda"),
+    "tensorrt_rtx": Backend("enginewright.runtime.backends.tensorrt", "tensorrt_rtx", "rtx"),
+    "tensorrt": Backend("enginewright.runtime.backends.tensorrt", "tensorrt", "tensorrt"),
 }
+
+
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 class BackendModule(Protocol):
@@ -71,14 +77,28 @@ def load_backend(target: str) -> BackendModule:
 
 def _repair(backend: Backend) -> str:
     """The commands that bring a broken installation of the package in order."""
-    installed = {name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)}
+    return repair(backend.extra, onnx_runtimes())
+
+
+def repair(extra: str, installed: Set[str]) -> str:
+    """The commands that put what the extra brings in the place of the ``installed`` ONNX Runtimes.
+
+    They are two distributions of one package: the files of the later one replace the other's.
+    """
+    install = f"pip install 'enginewright[{extra}]'"
     if len(installed) == 2:
         return (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then "
-            f"pip install 'enginewright[{backend.extra}]'"
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            f"pip uninstall onnxruntime onnxruntime-gpu, then {install}"
         )
-    return f"pip install --force-reinstall 'enginewright[{backend.extra}]'"
+    if extra == "cuda" and installed == {"onnxruntime"}:
+        return f"pip uninstall onnxruntime, then {install}"
+    return f"pip install --force-reinstall 'enginewright[{extra}]'"
+
+
+def onnx_runtimes() -> frozenset[str]:
+    """The distributions of ONNX Runtime that are installed."""
+    return frozenset(name for name in ONNX_RUNTIMES if _is_installed(name))
 
 
 def _is_installed(distribution: str) -> bool:

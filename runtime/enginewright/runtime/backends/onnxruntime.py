@@ -16,53 +16,32 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry
-from enginewright.runtime.cores import available_cores
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
-from enginewright.runtime.errors import (
-    ArtifactError,
-    EnginewrightError,
-    NativeCodeError,
-    TargetError,
+from enginewright.runtime.backends.onnxruntime_session import (
+    LOAD_ERRORS,
+    SMALL_INPUTS,
+    cache_names,
+    check_interface,
+    ort,
+    session_options,
 )
-
-GRAPH_OPTIMIZATION = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-"""The builder has fused the graph already; higher levels cost load time and gain nothing."""
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
+from enginewright.runtime.errors import ArtifactError, NativeCodeError, TargetError
 
 KEPT_LOGITS_ROWS = 64
 """Rows of the logits buffer that steps share; a step that wants more has one of its own."""
 
 MAX_BINDINGS = 64
 """Kept bindings; a decode of n rows needs one for each n, the rest are rare."""
-
-SMALL_INPUTS = ("input_ids", "past_lengths", "new_lengths", "logits_index")
-
-LOAD_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotFound,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-)
 
 
 def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
@@ -87,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         self._session = _open_session(model, threads, library)
         self._info = replace(_describe(entry), chunk_invariant=chunk_invariant)
-        _check_interface(self._session, entry.kv, model)
+        check_interface(self._session, entry.kv, model, SMALL_INPUTS)
         self._pool = SlotPool(entry.kv)
         self._bindings: dict[tuple[int, int], Binding] = {}
         self._logits: NDArray[np.float32] = np.empty((0, entry.vocab_size), np.float32)
@@ -190,7 +169,7 @@ class SlotPool:
     """
 
     def __init__(self, kv: KVEntry) -> None:
-        self._names = [f"{kind}_cache.{i}" for i in range(kv.layers) for kind in "kv"]
+        self._names = cache_names(kv)
         self._kv_heads, self._head_dim = kv.kv_heads, kv.head_dim
         self.clear()
 
@@ -266,14 +245,7 @@ def _even_prefill(batch: StepBatch) -> StepBatch:
 
 
 def _open_session(model: Path, threads: int | None, library: Path | None) -> Any:
-    if threads is not None and threads < 1:
-        raise EnginewrightError(f"threads={threads}: at least 1, or None for all available cores")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = GRAPH_OPTIMIZATION
-    options.log_severity_level = 4  # errors are raised; a line on stderr besides is noise
+    options = session_options(threads)
     if library is not None:
         _register(options, library)
     try:
@@ -310,15 +282,3 @@ def _describe(entry: EngineEntry) -> EngineInfo:
         kv_bytes_per_token=2 * kv.layers * kv.kv_heads * kv.head_dim * 4,
         batch_invariant=entry.batch_invariant,
     )
-
-
-def _check_interface(session: Any, kv: KVEntry, model: Path) -> None:
-    caches = [f"{kind}_cache.{i}" for i in range(kv.layers) for kind in "kv"]
-    expected = {*SMALL_INPUTS, *caches} | {"logits", *(f"{name}.out" for name in caches)}
-    found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
-    if expected != found:
-        differing = ", ".join(sorted(expected ^ found)[:8])
-        raise ArtifactError(
-            f"{model}: its inputs and outputs are not those of the manifest (differing: "
-            f"{differing}); build the artifact again"
-        )

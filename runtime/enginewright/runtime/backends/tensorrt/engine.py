@@ -1,0 +1,241 @@
+"""The engine of both targets: what a step does on the device, in order of the stream.
+
+Inputs go to the device in one copy, TensorRT runs, logits [L, V] float32 come back to pinned
+memory, and the host waits once. Decode steps run all of that as one CUDA graph for each bucket of
+rows (planning.py); the first step of a bucket runs as it is, and is captured then. The caches never
+leave the device: outputs ``*.out`` have the addresses of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.backends.tensorrt.executor import Binding, Executor, runtime_config
+from enginewright.runtime.backends.tensorrt.jit_cache import JitCache, JitKey
+from enginewright.runtime.backends.tensorrt.library import Messages
+from enginewright.runtime.backends.tensorrt.planning import (
+    BoundStep,
+    EngineFacts,
+    ProfileName,
+    bind,
+    block_size,
+    offsets,
+)
+from enginewright.runtime.backends.tensorrt.pool import DevicePool
+from enginewright.runtime.backends.tensorrt.step_memory import StepMemory
+from enginewright.runtime.cuda.driver import Device, release_quietly
+from enginewright.runtime.cuda.graph import Graph
+from enginewright.runtime.cuda.memory import DeviceBuffer
+from enginewright.runtime.cuda.stream import Stream
+from enginewright.runtime.doctor.needs import kv_bytes_per_token
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
+
+KEPT_LOGITS_ROWS = 64
+"""Rows of logits that memory is kept for; a step that wants more has its own."""
+
+
+@dataclass
+class OpenEngine:
+    """An engine as the library loaded it, and the runtime that must outlive it.
+
+    ``owned`` frees what lies under them, the device's context at last.
+    """
+
+    trt: Any
+    runtime: Any
+    engine: Any
+    messages: Messages
+    device: Device
+    jit: JitKey
+    owned: ExitStack
+
+    def close(self) -> None:
+        """Give all of it back; twice is allowed."""
+        self.engine = self.runtime = None  # while the device's context still is
+        self.owned.close()
+
+
+@dataclass
+class Bucket:
+    """A decode step of so many rows: its context, and its graph once it is captured."""
+
+    executor: Executor
+    graph: Graph | None = None
+
+
+class TensorRTEngine(Engine):
+    """A loaded engine and its cache pool."""
+
+    def __init__(self, loaded: OpenEngine, entry: EngineEntry, *, chunk_invariant: bool) -> None:
+        self._loaded, self._entry = loaded, entry
+        self._info = describe(entry, chunk_invariant=chunk_invariant)
+        self._facts = EngineFacts.of(entry)
+        self._owned = ExitStack()
+        try:
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def describe(self) -> EngineInfo:
+        return self._info
+
+    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+        assert int(batch.block_table.max()) < self._pool.blocks
+        self._loaded.device.use()
+        step = bind(batch, self._facts, self._pool.blocks)
+        memory = self._decode_memory if step.profile == "decode" else self._prefill_memory(step)
+        memory.fill(step)
+        if step.profile == "decode":
+            self._decode(step)
+        else:
+            self._queue(self._prefill, step, memory)
+        self._stream.synchronize()
+        return memory.logits(step.wanted)
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        self._loaded.device.use()
+        for each in copies:
+            self._pool.copy(each)
+
+    def resize(self, blocks: int, block_size: int) -> None:
+        assert block_size == self._pool.block_size, "the engine was built for one"
+        self._loaded.device.use()
+        self._drop_graphs()  # they hold addresses of the old pool
+        self._pool.resize(blocks)
+
+    def close(self) -> None:
+        if self._loaded.engine is not None:
+            release_quietly(self._loaded.device.use)  # this may be another thread
+        self._owned.close()
+        self._loaded.close()
+
+    def _allocate(self) -> None:
+        """Everything but the cache, which the first ``resize`` makes."""
+        loaded, rows = self._loaded, self._info.max_batch
+        self._stream = Stream()
+        self._free_at_end(self._stream.close)
+        self._pool = DevicePool(self._entry, self._stream)
+        self._free_at_end(self._pool.free)
+        self._decode_memory = StepMemory(self._decode_bytes(), rows, self._info.vocab_size)
+        self._free_at_end(self._decode_memory.free)
+        self._prompt_memory = StepMemory(0, 0, self._info.vocab_size)
+        self._free_at_end(self._drop_prompt_memory)
+        self._scratch = DeviceBuffer(loaded.engine.device_memory_size_v2, "TensorRT's scratch")
+        self._free_at_end(self._scratch.free)
+        self._configs = {
+            name: runtime_config(loaded.trt, loaded.engine, specialize=name == "decode")
+            for name in ("decode", "prefill")
+        }
+        self._free_at_end(self._configs.clear)
+        self._jit = JitCache.attached(list(self._configs.values()), loaded.jit)
+        self._prefill = self._executor("prefill")
+        self._free_at_end(self._prefill.close)
+        self._buckets: dict[int, Bucket] = {}
+        self._free_at_end(self._drop_buckets)
+        self._free_at_end(self._jit.close)
+
+    def _free_at_end(self, free: Any) -> None:
+        self._owned.callback(release_quietly, free)
+
+    def _executor(self, profile: ProfileName) -> Executor:
+        nvidia, loaded = self._entry.nvidia, self._loaded
+        assert nvidia is not None
+        index = [each.name for each in nvidia.profiles].index(profile)
+        config = self._configs[profile]
+        return Executor(loaded.engine, config, index, self._scratch, loaded.messages)
+
+    def _decode_bytes(self) -> int:
+        """Bytes of the inputs of the largest decode step."""
+        rows, table = self._info.max_batch, np.zeros((1, 1), np.int32)
+        ones = np.ones(rows, np.int32)
+        batch = StepBatch(
+            np.zeros((rows, 1), np.int64), ones, ones, table, np.zeros(rows, np.int64)
+        )
+        return offsets(bind(batch, self._facts, 0).inputs)[1]
+
+    def _decode(self, step: BoundStep) -> None:
+        """Replay the bucket's graph; the first time, run and then capture it."""
+        found = self._buckets.get(step.rows)
+        if found is None:
+            found = self._buckets[step.rows] = Bucket(self._executor("decode"))
+        if found.graph is not None:
+            found.graph.launch(self._stream)
+            return
+
+        def queue() -> None:
+            self._queue(found.executor, step, self._decode_memory)
+
+        queue()
+        self._stream.synchronize()
+        if found.executor.capturable(self._stream):
+            found.graph = Graph.capture(self._stream, queue)
+            self._jit.save()
+
+    def _queue(self, executor: Executor, step: BoundStep, memory: StepMemory) -> None:
+        memory.upload(step, self._stream)
+        executor.queue(self._bindings(step, memory), self._stream)
+        memory.download(step, self._stream)
+
+    def _bindings(self, step: BoundStep, memory: StepMemory) -> Iterator[Binding]:
+        nvidia = self._entry.nvidia
+        assert nvidia is not None
+        yield from memory.addresses(step)
+        addresses = {}
+        for name, address, shape in self._pool.bindings(step.first, step.rows):
+            yield name, address, shape
+            addresses[name] = address
+        for output, name in nvidia.aliases.items():
+            yield output, addresses[name], None
+
+    def _prefill_memory(self, step: BoundStep) -> StepMemory:
+        """Memory for the step: what is kept, or larger; what is far too large is not kept."""
+        kept = self._prompt_memory
+        surplus = kept.rows > KEPT_LOGITS_ROWS >= step.logits_rows
+        if surplus or not kept.fits(step):
+            size = max(kept.input_bytes, offsets(step.inputs)[1])
+            kept.free()
+            rows = max(step.logits_rows, KEPT_LOGITS_ROWS)
+            self._prompt_memory = StepMemory(size, rows, self._info.vocab_size)
+        return self._prompt_memory
+
+    def _drop_prompt_memory(self) -> None:
+        self._prompt_memory.free()
+
+    def _drop_graphs(self) -> None:
+        self._stream.synchronize()
+        for bucket in self._buckets.values():
+            if bucket.graph is not None:
+                bucket.graph.close()
+                bucket.graph = None
+
+    def _drop_buckets(self) -> None:
+        self._drop_graphs()
+        for bucket in self._buckets.values():
+            bucket.executor.close()
+        self._buckets.clear()
+
+
+def describe(entry: EngineEntry, *, chunk_invariant: bool) -> EngineInfo:
+    """What the engine declares of itself."""
+    per_token = kv_bytes_per_token(entry.kv)
+    assert per_token is not None, entry.kv.dtype
+    steps = entry.steps
+    return EngineInfo(
+        vocab_size=entry.vocab_size,
+        max_context=entry.limits.max_context,
+        max_batch=entry.limits.max_batch,
+        steps=StepSupport(steps.decode, steps.prefill, steps.extend, steps.tokens),
+        kv_layout=entry.kv.layout,
+        kv_bytes_per_token=per_token,
+        batch_invariant=entry.batch_invariant,
+        chunk_invariant=chunk_invariant,
+        kv_block_size=block_size(entry),
+    )

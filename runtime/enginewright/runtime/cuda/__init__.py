@@ -1,0 +1,1 @@
+"""CUDA through cuda-bindings' driver API: memory, streams, kernels, graphs. No torch."""

@@ -1,0 +1,126 @@
+"""An artifact held to its reference values where it is: every hash, then each plan that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
+from enginewright.runtime.errors import DeviceError, MissingDependencyError, TargetError
+from enginewright.runtime.llm import LLM
+from enginewright.runtime.sampling.params import SamplingParams
+
+_DECODED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of one row: reading a prompt, and writing after its first token."""
+
+    prompt_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What became of one plan: its report, or why it did not run here.
+
+    ``for_gpu``: it needs an NVIDIA GPU. ``built``: what the build says of its graph, "passed"
+    where that was interpreted in place of the engine.
+    """
+
+    for_gpu: bool
+    report: Report | None = None
+    speed: Speed | None = None
+    reason: str | None = None
+    built: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed: a plan that did not run has not."""
+        return self.report is None or self.report.passed
+
+
+def verify_artifact(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    allow_native_code: bool | None = None,
+    timed: bool = False,
+) -> dict[str, PlanResult]:
+    """Check every file of the artifact, run its engines against the stored reference values.
+
+    The result of each plan; ``timed`` measures speed as well, which plans for a GPU always do.
+    Raises ArtifactError (and below) for a damaged artifact, and for one of which no plan runs, if
+    none of them needs a GPU. Needs no torch.
+    """
+    artifact = Artifact.open(path, verify="always")
+    reference = Reference.load(artifact.file(REFERENCE_FILE))
+    results: dict[str, PlanResult] = {}
+    for entry in artifact.plans():
+        on_gpu = entry.nvidia is not None
+        try:
+            with LLM(
+                path,
+                plan=entry.plan,
+                threads=threads,
+                allow_native_code=allow_native_code,
+                generation_config="vllm",
+            ) as llm:
+                results[entry.plan] = _run(llm, artifact, reference, on_gpu, timed or on_gpu)
+        except (TargetError, DeviceError) as error:
+            results[entry.plan] = _not_run(artifact, entry, error)
+        except MissingDependencyError as error:
+            if not on_gpu:
+                raise
+            results[entry.plan] = _not_run(artifact, entry, error)
+    if not any(result.report or result.for_gpu for result in results.values()):
+        raise TargetError("; ".join(str(result.reason) for result in results.values()))
+    return results
+
+
+def _run(
+    llm: LLM, artifact: Artifact, reference: Reference, on_gpu: bool, timed: bool
+) -> PlanResult:
+    recipe = artifact.manifest.recipe
+    thresholds: Mapping[str, float] = recipe["conformance"][recipe["precision"]]
+    declared = llm.engine_info.batch_invariant
+    report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
+    return PlanResult(on_gpu, report, measure_speed(llm, reference) if timed else None)
+
+
+def _not_run(artifact: Artifact, entry: EngineEntry, error: Exception) -> PlanResult:
+    found: Mapping[str, Any] = artifact.manifest.conformance.get(entry.plan, {})
+    built = found.get("graph")
+    return PlanResult(entry.nvidia is not None, reason=str(error), built=built)
+
+
+def measure_speed(llm: LLM, reference: Reference) -> Speed:
+    """Time an engine that has been warmed up by ``measure``.
+
+    Each prompt is the reference's text rolled by another number of tokens, so that none finds its
+    beginning in the cache.
+    """
+    decoded = max(1, min(_DECODED_TOKENS, llm.max_context // 4))
+    length = min(reference.text_ids.shape[1], llm.max_context - decoded - 1)
+    text = reference.text_ids[0]
+    first, second = (np.roll(text, -shift)[:length].tolist() for shift in (1, 2))
+    prefill = _seconds(llm, first, 1)
+    whole = _seconds(llm, second, 1 + decoded)
+    decode = max(whole - prefill, 1e-9)
+    return Speed(length, length / prefill, decoded / decode)
+
+
+def _seconds(llm: LLM, ids: list[int], tokens: int) -> float:
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    started = time.perf_counter()
+    llm.generate(ids, params)
+    return time.perf_counter() - started
