@@ -6,10 +6,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-peers clean system-deps setup
+.PHONY: help demo test test-all lint bench bench-peers gpu-check clean system-deps setup
 
 PYTHON ?= python3
 ARGS ?=
+comma := ,
 # A GGUF file or a checkpoint folder, in place of the demo model.
 SOURCE ?=
 
@@ -24,6 +25,9 @@ CXX_SOURCES := $(filter %.cpp %.h,$(SOURCES))
 CHANGES := $(if $(SOURCE),--set name=demo --set 'source={path: "$(abspath $(SOURCE))"}' \
 	--set precision=int8 --set limits.max_context=1024)
 ARTIFACT := artifacts/$(if $(SOURCE),demo,$(basename $(notdir $(RECIPE))))
+
+# What builds engines for NVIDIA GPUs has wheels for Linux on x86-64; no GPU is needed for it.
+NVIDIA := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(comma)rtx$(comma)kernels)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := -m pip install --quiet --constraint constraints.txt
@@ -59,6 +63,9 @@ bench: $(ARTIFACT)/manifest.json ## Speed, memory and start-up of the demo's art
 bench-peers: $(ARTIFACT)/manifest.json ## The same beside other engines, in turns (installs them)
 	$(BIN)/enginewright bench peers $(ARTIFACT)
 
+gpu-check: ## On a machine with an NVIDIA GPU: kernels and engines, with what PYTHON has installed
+	PYTHONPATH=runtime:builder:plugins:. $(PYTHON) -m scripts.gpu_check $(ARGS)
+
 clean: ## Remove environments, caches of tools, and built artifacts
 	rm -rf .venv $(RUNTIME) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.import_linter_cache
@@ -93,7 +100,7 @@ $(STAMPS)/torch: $(STAMPS)/created constraints.txt scripts/install_torch.py
 	@touch $@
 
 $(STAMPS)/project: $(STAMPS)/torch pyproject.toml constraints.txt
-	$(BIN)/python $(PIP) --editable '.[cpu,build,dev]'
+	$(BIN)/python $(PIP) --editable '.[cpu,build,dev$(NVIDIA)]'
 	$(BIN)/python scripts/install_torch.py
 	@touch $@
 

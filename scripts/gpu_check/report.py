@@ -1,0 +1,51 @@
+"""What a check on the device gives: rows of a table, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Verdict = Literal["ok", "MISSED", "info", "skipped"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. ``goal``: what it is held to, empty if it is for information."""
+
+    section: str
+    what: str
+    value: str
+    goal: str = ""
+    verdict: Verdict = "info"
+
+
+def held(section: str, what: str, value: float, at_least: float, unit: str) -> Row:
+    """A figure that has to reach a bound."""
+    return Row(
+        section,
+        what,
+        f"{value:.3g} {unit}",
+        f">= {at_least:g}",
+        "ok" if value >= at_least else "MISSED",
+    )
+
+
+def skipped(section: str, what: str, why: str) -> Row:
+    """What was not run, and the reason."""
+    return Row(section, what, why, verdict="skipped")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a table of Markdown."""
+    lines = ["| section | what | value | goal | result |", "|---|---|---|---|---|"]
+    lines += [f"| {r.section} | {r.what} | {r.value} | {r.goal} | {r.verdict} |" for r in rows]
+    return "\n".join(lines)
+
+
+def write(path: Path, facts: dict[str, Any], rows: Sequence[Row]) -> None:
+    """The JSON of a run."""
+    data = {"machine": facts, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
