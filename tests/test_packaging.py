@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -78,8 +79,8 @@ def requirements(metadata: Message, extra: str | None) -> set[str]:
     found = set()
     for line in metadata.get_all("Requires-Dist", []):
         requirement, _, marker = line.partition(";")
-        if marker.strip() == ("" if extra is None else wanted):
-            found.add(canonical(requirement.split(">")[0]))
+        if wanted in marker if extra else not marker:
+            found.add(canonical(re.split(r"[\[>]", requirement)[0]))
     return found
 
 
@@ -91,6 +92,10 @@ def test_the_extras_are_declared(metadata: Message) -> None:
     assert {"cpu", "structured", "build", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert requirements(metadata, "cpu") == {"onnxruntime"}
     assert requirements(metadata, "structured") == {"llguidance"}
+    assert requirements(metadata, "rtx") == {"tensorrt-rtx-cu13", "cuda-bindings"}
+    assert requirements(metadata, "tensorrt") == {"tensorrt-cu13", "cuda-bindings"}
+    assert requirements(metadata, "cuda") == {"onnxruntime-gpu", "cuda-bindings"}
+    assert requirements(metadata, "kernels") == {"triton"}
     assert {"torch", "transformers", "onnx"} <= requirements(metadata, "build")
 
 
@@ -103,7 +108,8 @@ def test_no_extra_but_the_targets_own_brings_an_onnxruntime(metadata: Message) -
 def test_every_requirement_of_the_tests_environment_is_pinned(metadata: Message) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
-    asked = set().union(*(requirements(metadata, e) for e in (None, "cpu", "build", "dev")))
+    extras = (None, "cpu", "build", "dev", "rtx", "kernels")
+    asked = set().union(*(requirements(metadata, extra) for extra in extras))
 
     assert asked == pinned
 

@@ -212,3 +212,23 @@ def test_groups_of_any_size_are_expressed_exactly(group, size, bits):
     assert carried is not None
     assert (carried.bits, carried.block_size) == (bits, size)
     assert np.array_equal(carried.dequantize(), stored.dequantize())
+
+
+def test_symmetric_int4_is_near_the_best_scale_of_either_sign(values):
+    blocks = quantize_int4(values, symmetric=True)
+    assert (blocks.zero_points, blocks.offsets, blocks.zero) == (None, None, 8)
+    given = in_blocks(values)[:60]
+    best = np.full(len(given), np.inf)
+    for scale in np.concatenate([np.linspace(0.02, 0.6, 400), np.linspace(-0.6, -0.02, 400)]):
+        steps = np.clip(np.rint(given / scale), -8, 7)
+        best = np.minimum(best, ((given - scale * steps) ** 2).sum(1))
+    errors = (in_blocks(blocks.dequantize() - values)[:60] ** 2).sum(1)
+    assert errors.sum() <= 1.05 * best.sum()
+    assert (blocks.scales < 0).any()
+
+
+def test_weights_of_a_source_in_q4_0_are_found_again_by_symmetric_rounding(values):
+    data = gguf_quantize(values, Type.Q4_0)
+    stored = dequantize(data, Type.Q4_0).astype(np.float32)
+    again = quantize(ArrayWeight(stored), 4, 32, "w", symmetric=True).dequantize()
+    assert np.linalg.norm(again - stored) <= 2e-3 * np.linalg.norm(stored)

@@ -19,7 +19,7 @@ from enginewright.builder.recipe import load_recipe
 from enginewright.builder.source import open_source
 from enginewright.builder.targets.operators import find_compiler
 from enginewright.runtime import LLM, SamplingParams, StructuredOutputsParams
-from enginewright.runtime.conformance import verify_artifact
+from enginewright.runtime.verification import verify_artifact
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUESTION = [{"role": "user", "content": "Name the capital city of France."}]
@@ -113,7 +113,7 @@ def test_what_it_says_has_the_form_asked_for(artifact: Path):
 
 def test_verify_passes_without_torch(built: Build):
     code = (
-        "import sys; from enginewright.runtime.conformance import verify_artifact;"
+        "import sys; from enginewright.runtime.verification import verify_artifact;"
         "reports = verify_artifact(sys.argv[1]);"
         "print(all(r.passed for r in reports.values()),"
         "*(m for m in ('torch', 'transformers', 'onnx') if m in sys.modules))"

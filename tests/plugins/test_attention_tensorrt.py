@@ -41,7 +41,7 @@ FIELDS = plugin.Fields(8, 4, 0.125, 0, 0.0, 64, 0, 1, 0, 0, 32)
 def built(**changes: Any) -> tuple[int, str]:
     """Bytes of the engine, and all that was said."""
     script = Path(__file__).parent / "tensorrt_build.py"
-    with find_library("tensorrt_rtx").environment({}) as environment:
+    with find_library("tensorrt_rtx").environment() as environment:
         done = subprocess.run(
             [sys.executable, str(script), json.dumps(CASE | changes)],
             env=environment,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from enginewright.builder.quantization import MIN_BLOCK_SIZE
 from enginewright.builder.weights import Blocks
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _CODES = ("codes", "table", "fine_codes")
 
 
@@ -90,25 +92,35 @@ class BlockForm:
         }.get(part, (self.rows, self.blocks))
 
 
-class Latest:
-    """Holds the blocks computed last: the parts of one matrix are written one after another."""
+class Computes(Protocol[T_co]):
+    """Something that is large, and made when it is asked for."""
+
+    @property
+    def compute(self) -> Callable[[], T_co]:
+        """Makes it."""
+
+
+class Latest(Generic[T]):
+    """Holds what was computed last: the parts of one matrix are written one after another."""
 
     def __init__(self) -> None:
-        self._owner: LazyBlocks | None = None
-        self._blocks: Blocks | None = None
+        self._owner: Computes[T] | None = None
+        self._made: T | None = None
 
-    def get(self, owner: LazyBlocks) -> Blocks:
-        if self._owner is not owner or self._blocks is None:
-            self._blocks = None
-            self._blocks = owner.compute()
+    def get(self, owner: Computes[T]) -> T:
+        if self._owner is not owner or self._made is None:
+            self._made = None
+            self._made = owner.compute()
             self._owner = owner
-        return self._blocks
+        return self._made
 
 
 class LazyBlocks:
     """Blocks of a known form that are computed when one of their parts is read."""
 
-    def __init__(self, form: BlockForm, compute: Callable[[], Blocks], latest: Latest) -> None:
+    def __init__(
+        self, form: BlockForm, compute: Callable[[], Blocks], latest: Latest[Blocks]
+    ) -> None:
         self.form = form
         self.compute = compute
         self._latest = latest

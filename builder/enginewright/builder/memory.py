@@ -16,13 +16,14 @@ class StageMeter:
     """Context that watches this process while a stage runs; bytes, seconds.
 
     ``anonymous_growth``: the peak of anonymous memory above where the stage began, mapped files
-    not counted. Read from /proc, so 0 on systems without it.
+    not counted; ``mapped_peak``: that of mapped files. Read from /proc, so 0 on systems without it.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.anonymous_before = 0
         self.anonymous_peak = 0
+        self.mapped_peak = 0
         self._done = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -32,6 +33,7 @@ class StageMeter:
 
     def __enter__(self) -> Self:
         self.anonymous_before = self.anonymous_peak = anonymous_bytes()
+        self.mapped_peak = _resident("RssFile")
         self._start = time.perf_counter()
         self._watcher.start()
         return self
@@ -53,12 +55,17 @@ class StageMeter:
 
     def _look(self) -> None:
         self.anonymous_peak = max(self.anonymous_peak, anonymous_bytes())
+        self.mapped_peak = max(self.mapped_peak, _resident("RssFile"))
 
 
 def anonymous_bytes() -> int:
     """Anonymous resident memory of this process."""
+    return _resident("RssAnon")
+
+
+def _resident(kind: str) -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
-    match = re.search(r"RssAnon:\s+(\d+) kB", status.read_text())
+    match = re.search(rf"{kind}:\s+(\d+) kB", status.read_text())
     return int(match[1]) * 1024 if match else 0

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from enginewright.builder.cache import TOOLS, cached_file, code_digest, digest, tool_versions
+from enginewright.builder.cache import cached_file, code_digest, digest, tool_versions
+from enginewright.builder.calibration import kv_scales
+from enginewright.builder.conformance import check_conformance
 from enginewright.builder.export import CacheShape, Exported, attach_weights, export
 from enginewright.builder.families import Family, check_config, family_of
 from enginewright.builder.families.heads import check_heads
 from enginewright.builder.memory import StageMeter
 from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging, write_json
-from enginewright.builder.recipe import Recipe
+from enginewright.builder.recipe import KVCacheSpec, Recipe, TensorRTSpec
 from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
-from enginewright.builder.targets import CompileRequest, target_of
-from enginewright.builder.targets.operators import compiler_version, find_compiler
+from enginewright.builder.targets import CompileRequest, TensorRTOptions, target_of
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
 from enginewright.runtime.artifact.manifest import (
@@ -32,9 +36,7 @@ from enginewright.runtime.artifact.manifest import (
     SamplingDefault,
     SourceEntry,
 )
-from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
-from enginewright.runtime.errors import ConformanceError
-from enginewright.runtime.llm import LLM
+from enginewright.runtime.conformance import REFERENCE_FILE, Reference
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
@@ -64,17 +66,23 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
             check_heads(recipe.target, config)
             source.check()
             recipe.check_positions(source.positions)
+            target = target_of(recipe.target)
+            target.check(recipe.attention or "native")
             source.write_tokenizer(folder)
         with run.stage("export"):
             exported = _exported(config, family)
-        with run.stage("compile"):
-            engines = _compile(recipe, source, exported, folder)
+            model = attach_weights(exported, source.weight)
         with run.stage("reference"):
             reference = _reference(recipe, source, folder)
-        _write_manifest(recipe, source, engines, folder, conformance={})
+        with run.stage("compile"):
+            request = _request(recipe, source, exported, reference, folder, progress)
+            engines = target.compile(model, request)
+        tools = tool_versions() | dict(target.tools(engines))
+        _write_manifest(recipe, source, engines, folder, tools, conformance={})
         with run.stage("conformance"):
-            reports = {e.plan: _conformance(recipe, reference, folder, e.plan) for e in engines}
-        _write_manifest(recipe, source, engines, folder, conformance=reports)
+            interpreted = model if target.interpreted else None
+            found = check_conformance(recipe, reference, folder, engines, interpreted)
+        _write_manifest(recipe, source, engines, folder, tools, conformance=found)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
     remember_artifact(output / recipe.name, built_from, source.digest)
@@ -127,13 +135,49 @@ def _exported(config: PreTrainedConfig, family: Family) -> Exported:
     return Exported(model, tuple(CacheShape(*cache) for cache in caches), owners)
 
 
-def _compile(
-    recipe: Recipe, source: Source, exported: Exported, folder: Path
-) -> tuple[EngineEntry, ...]:
-    model = attach_weights(exported, source.weight)
-    limits = LimitsEntry(recipe.limits.max_context, recipe.limits.max_batch)
-    request = CompileRequest(folder, recipe.precision, limits, exported.caches)
-    return target_of(recipe.target).compile(model, request)
+def _request(
+    recipe: Recipe,
+    source: Source,
+    exported: Exported,
+    reference: Reference,
+    folder: Path,
+    progress: Progress,
+) -> CompileRequest:
+    cache, tensorrt = recipe.kv_cache or KVCacheSpec(), recipe.tensorrt or TensorRTSpec()
+    return CompileRequest(
+        folder=folder,
+        precision=recipe.precision,
+        limits=LimitsEntry(recipe.limits.max_context, recipe.limits.max_batch),
+        caches=exported.caches,
+        attention=recipe.attention or "native",
+        capabilities=recipe.capabilities,
+        kv_dtype=cache.dtype,
+        block_size=cache.block_size,
+        kv_scales=_kv_scales(cache, source, reference),
+        tensorrt=TensorRTOptions(tensorrt.version_compatible, tensorrt.hardware_compatibility),
+        progress=progress,
+    )
+
+
+def _kv_scales(
+    cache: KVCacheSpec, source: Source, reference: Reference
+) -> Mapping[str, NDArray[np.float32]]:
+    """Measured on the prompts and the model's answers, or in the cache where they were before.
+
+    The text that conformance scores is left out: it says how the scales do on what they never saw.
+    """
+    if cache.dtype == "auto":
+        return {}
+    dtype = cache.dtype
+    key = digest({"source": source.digest, "dtype": dtype, "code": code_digest()})
+
+    def measure(path: Path) -> None:
+        answers = zip(reference.prompts(), reference.greedy_ids.tolist(), strict=True)
+        windows = [[*prompt, *answer] for prompt, answer in answers]
+        np.savez(path, **kv_scales(source.reference_model(), windows, dtype))  # type: ignore[arg-type]
+
+    with np.load(cached_file("kv_scales", key, "scales.npz", measure)) as found:
+        return dict(found)
 
 
 def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
@@ -158,32 +202,14 @@ def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
     return reference
 
 
-def _conformance(recipe: Recipe, reference: Reference, folder: Path, plan: str) -> Report:
-    """Load a plan back through the runtime and hold it to the recipe's thresholds."""
-    thresholds = recipe.thresholds.model_dump(exclude_none=True)
-    with LLM(folder, verify="never", plan=plan, allow_native_code=True) as llm:
-        declared = llm.engine_info.batch_invariant
-        report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
-    if not report.passed:
-        raise ConformanceError(
-            f"{recipe.name}: plan {plan} missed a threshold of its recipe, so nothing is "
-            f"published\n"
-            f"{report.table()}"
-        )
-    return report
-
-
 def _write_manifest(
     recipe: Recipe,
     source: Source,
     engines: tuple[EngineEntry, ...],
     folder: Path,
-    conformance: dict[str, Report],
+    tools: Mapping[str, str],
+    conformance: dict[str, dict[str, Any]],
 ) -> None:
-    tools = tool_versions((*TOOLS, "onnxruntime"))
-    compiler = find_compiler()
-    if compiler is not None and any(engine.library for engine in engines):
-        tools["c++"] = compiler_version(compiler)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     lock = {"recipe": recipe.as_dict(), "source_digest": source.digest, "tools": tools}
     write_json(folder / "lock.json", lock)
@@ -199,7 +225,7 @@ def _write_manifest(
         eos_token_ids=tuple(sorted(source.eos_token_ids)),
         bos_token_id=source.bos_token_id,
         sampling_defaults=_sampling_defaults(source),
-        conformance={plan: report.as_dict() for plan, report in conformance.items()},
+        conformance=conformance,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 

@@ -7,12 +7,15 @@ float16 values.
 |---------------|---------------------------|------------------------------------------------------|
 | quantize_int8 | scale * (code - 128)      | the largest magnitude of each block                  |
 | quantize_int4 | scale * (code - zero)     | a search for the scale and zero of the least squares |
+|  "  symmetric | scale * (code - 8)        | a search for the scale, of either sign               |
 | carry         | as the source stores them | nothing: the values are exactly those of the source  |
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +36,18 @@ def block_size_for(inputs: int) -> int | None:
     return next((size for size in (BLOCK_SIZE, MIN_BLOCK_SIZE) if inputs % size == 0), None)
 
 
-def quantize(weight: Weight, bits: int, size: int, name: str) -> Blocks:
+def quantize(weight: Weight, bits: int, size: int, name: str, *, symmetric: bool = False) -> Blocks:
     """A weight [N, K] rounded to 8 or 4 bits in blocks of ``size``, read a few rows at a time."""
-    rounding = quantize_int8 if bits == 8 else quantize_int4
+    four = partial(quantize_int4, symmetric=symmetric)
+    rounding = quantize_int8 if bits == 8 else four
+    rounded = stack([rounding(values, size) for values in checked_rows(weight, name)])
+    codes = rounded.codes()
+    return replace(rounded, codes=lambda: codes)
+
+
+def checked_rows(weight: Weight, name: str) -> Iterator[NDArray[np.float32]]:
+    """A matrix a few rows at a time; raises SourceError for values that no weight has."""
     step = max(1, 4 * _CHUNK_VALUES // weight.shape[1])
-    parts = []
     for start in range(0, weight.shape[0], step):
         values = weight.rows(start, min(start + step, weight.shape[0]))
         if not np.abs([values.min(), values.max()]).max() < _LARGEST_VALUE:
@@ -46,10 +56,7 @@ def quantize(weight: Weight, bits: int, size: int, name: str) -> Blocks:
                 f"the checkpoint is damaged; fetch it again, or write it anew in float32 or "
                 f"bfloat16"
             )
-        parts.append(rounding(values, size))
-    rounded = stack(parts)
-    codes = rounded.codes()
-    return replace(rounded, codes=lambda: codes)
+        yield values
 
 
 def quantize_int8(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
@@ -61,8 +68,10 @@ def quantize_int8(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> 
     return Blocks(8, block_size, lambda: codes, scales)
 
 
-def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> Blocks:
-    """Asymmetric: for each block the scale and integer zero of the least square error found."""
+def quantize_int4(
+    values: NDArray[np.float32], block_size: int = BLOCK_SIZE, *, symmetric: bool = False
+) -> Blocks:
+    """For each block the scale and integer zero, or 8, of the least square error found."""
     rows, inputs = values.shape
     codes = np.empty((rows, inputs), np.uint8)
     scales = np.empty((rows, inputs // block_size), np.float32)
@@ -70,11 +79,11 @@ def quantize_int4(values: NDArray[np.float32], block_size: int = BLOCK_SIZE) -> 
     step = max(1, _CHUNK_VALUES // inputs)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        found = _Search(values[part].reshape(-1, block_size))
+        found = _Search(values[part].reshape(-1, block_size), symmetric=symmetric)
         scales[part] = found.scale.reshape(-1, scales.shape[1])
         zeros[part] = found.zero.astype(np.uint8).reshape(-1, scales.shape[1])
         codes[part] = found.codes().reshape(-1, inputs)
-    return Blocks(4, block_size, lambda: codes, scales, zeros)
+    return Blocks(4, block_size, lambda: codes, scales, None if symmetric else zeros)
 
 
 class _Search:
@@ -84,11 +93,21 @@ class _Search:
     is then |w|^2 - <w, q>^2 / <q, q>: so the trial with the largest last term is kept.
     """
 
-    def __init__(self, blocks: NDArray[np.float32]) -> None:
+    def __init__(self, blocks: NDArray[np.float32], *, symmetric: bool = False) -> None:
         self._blocks = blocks
         self.scale = np.zeros(len(blocks), np.float32)
         self.zero = np.zeros(len(blocks), np.float32)
         self._gain = np.full(len(blocks), -1, np.float32)
+        if symmetric:
+            self._try_symmetric()
+        else:
+            self._try_zeros()
+        for _ in range(2):
+            self._try(_inverse(self.scale), self.zero)
+        self.scale = self.scale.astype(np.float16).astype(np.float32)
+
+    def _try_zeros(self) -> None:
+        blocks = self._blocks
         low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
         for shrink in _SHRINKS:
             inverse = _inverse((high - low) * np.float32(shrink / 15))
@@ -96,9 +115,15 @@ class _Search:
             self._try(inverse, np.clip(np.rint(-low * inverse * np.float32(shrink)), 0, 15))
         for shift in (-1, 1):
             self._try(_inverse(self.scale), np.clip(self.zero + np.float32(shift), 0, 15))
-        for _ in range(2):
-            self._try(_inverse(self.scale), self.zero)
-        self.scale = self.scale.astype(np.float16).astype(np.float32)
+
+    def _try_symmetric(self) -> None:
+        """The largest magnitude at either end of the steps, which are -8 to 7."""
+        at = np.abs(self._blocks).argmax(axis=1)
+        extreme = np.take_along_axis(self._blocks, at[:, None], axis=1)[:, 0]
+        for shrink in _SHRINKS:
+            for end in (-8, 7):
+                inverse = _inverse(extreme * np.float32(shrink / end))
+                self._try(inverse, np.full(len(extreme), 8, np.float32))
 
     def codes(self) -> NDArray[np.uint8]:
         """The blocks on the grid that was found."""

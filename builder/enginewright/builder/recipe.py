@@ -8,6 +8,8 @@
     conformance:                                # by precision, so that --set precision=... works
       int8: {min_top1_agreement: 0.95, max_mean_kl: 0.02}
 
+The targets tensorrt_rtx and tensorrt know more fields: attention, capabilities, kv_cache, tensorrt.
+
 Everything is checked when it is read; an error names the field's dotted path.
 """
 
@@ -32,10 +34,25 @@ from pydantic import (
 
 from enginewright.builder.recipe_errors import describe
 from enginewright.builder.recipe_yaml import apply_override, parse_yaml
+from enginewright.builder.targets.tensorrt import capabilities
 from enginewright.runtime.errors import RecipeError
 
-PRECISIONS: Mapping[str, tuple[str, ...]] = {"cpu": ("fp32", "int8", "int4")}
+_TENSORRT = ("fp16", "bf16", "int8", "int4", "fp8", "nvfp4")
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("fp32", "int8", "int4"),
+    "cuda": ("fp16", "bf16", "int4"),
+    "tensorrt_rtx": _TENSORRT,
+    "tensorrt": _TENSORRT,
+}
 """The precisions that each target builds."""
+
+_ONLY: Mapping[str, tuple[str, ...]] = {
+    "attention": ("tensorrt_rtx", "tensorrt"),
+    "capabilities": ("tensorrt_rtx",),
+    "kv_cache": ("tensorrt_rtx", "tensorrt"),
+    "tensorrt": ("tensorrt",),
+}
+"""The targets that know a field."""
 
 Kind = Literal["path", "gguf", "package", "hub"]
 _KINDS: tuple[Kind, ...] = ("path", "gguf", "package", "hub")
@@ -79,6 +96,20 @@ _Commit = Annotated[
         "pin",
     ),
 ]
+
+
+def _capability(value: Any) -> Any:
+    """YAML reads 8.6 as a number; both forms are meant alike."""
+    text = f"{value:.1f}" if isinstance(value, int | float) else value
+    if text not in capabilities.RTX:
+        raise ValueError(
+            f"TensorRT-RTX builds for {', '.join(capabilities.RTX)} (target tensorrt builds for "
+            f"the GPU that is there, such as an H100)"
+        )
+    return text
+
+
+_Capability = Annotated[str, BeforeValidator(_capability)]
 _Fraction = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
 _Bound = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, allow_inf_nan=False)]
 
@@ -149,6 +180,24 @@ class Limits(_Model):
     """Rows that may run together."""
 
 
+class KVCacheSpec(_Model):
+    """The paged cache of the attention plugin."""
+
+    dtype: Literal["auto", "int8", "fp8"] = "auto"
+    """How keys and values are stored; auto: as they are calculated."""
+    block_size: Literal[16, 32, 64, 128] = 32
+    """Tokens of a block."""
+
+
+class TensorRTSpec(_Model):
+    """What only full TensorRT has."""
+
+    version_compatible: bool = False
+    """Whether later versions of TensorRT, of the same major version, run the engine as well."""
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    """Which other GPUs run the engine, at some cost in speed."""
+
+
 class Thresholds(_Model):
     """What the built engine must reach against the Hugging Face reference, or the build fails."""
 
@@ -177,8 +226,16 @@ DEFAULT_THRESHOLDS: Mapping[str, Thresholds] = {
     ),
     "int8": Thresholds(min_top1_agreement=0.95, max_mean_kl=0.02, max_perplexity_increase=0.01),
     "int4": Thresholds(min_top1_agreement=0.95, max_mean_kl=0.02, max_perplexity_increase=0.01),
+    "fp16": Thresholds(min_top1_agreement=0.98, max_mean_kl=3e-4, max_perplexity_increase=0.005),
+    "bf16": Thresholds(min_top1_agreement=0.96, max_mean_kl=0.01, max_perplexity_increase=0.02),
+    "fp8": Thresholds(min_top1_agreement=0.87, max_mean_kl=0.08, max_perplexity_increase=0.08),
+    "nvfp4": Thresholds(min_top1_agreement=0.6, max_mean_kl=0.6, max_perplexity_increase=0.5),
 }
-"""What holds for a precision of which the recipe says nothing."""
+"""What holds for a precision of which the recipe says nothing.
+
+Those of fp8 and nvfp4 are what a model of 135M parameters keeps (docs/conformance.md); larger ones
+keep more, so ask for more in the recipe.
+"""
 
 
 class Recipe(_Model):
@@ -194,6 +251,17 @@ class Recipe(_Model):
     limits: Limits
     conformance: Mapping[str, Thresholds] = Field(default_factory=dict)
     """Thresholds by precision; a field not given comes from DEFAULT_THRESHOLDS."""
+    attention: Literal["native", "plugin"] | None = None
+    """Attention by TensorRT's own layers (the default), or by this project's plugin."""
+    capabilities: tuple[_Capability, ...] | None = None
+    """The compute capabilities that a TensorRT-RTX engine is for, such as ["8.6", "12.0"].
+
+    By default 8.0, 8.6, 8.9, 12.0 and later; with attention: plugin those and 12.1, none later.
+    """
+    kv_cache: KVCacheSpec | None = None
+    """With attention: plugin."""
+    tensorrt: TensorRTSpec | None = None
+    """With target: tensorrt."""
 
     @field_validator("target")
     @classmethod
@@ -217,6 +285,38 @@ class Recipe(_Model):
             if precision not in DEFAULT_THRESHOLDS:
                 raise ValueError(f"{precision} is no precision: {', '.join(DEFAULT_THRESHOLDS)}")
         return given
+
+    @field_validator("attention", "capabilities", "kv_cache", "tensorrt")
+    @classmethod
+    def _known_by_target(cls, value: Any, info: ValidationInfo) -> Any:
+        target, name = info.data.get("target"), str(info.field_name)
+        if target is not None and value is not None and target not in _ONLY[name]:
+            raise ValueError(f"it is for target {' or '.join(_ONLY[name])}, not for {target}")
+        return value
+
+    @field_validator("capabilities")
+    @classmethod
+    def _in_order(cls, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if given == ():
+            raise ValueError("name one at least, or leave the field out")
+        return given and tuple(name for name in capabilities.RTX if name in given)
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if self.kv_cache is not None and self.attention != "plugin":
+            raise ValueError("kv_cache goes with attention: plugin; native layers have one cache")
+        compatible = self.tensorrt and self.tensorrt.hardware_compatibility != "none"
+        if compatible and self.attention == "plugin":
+            raise ValueError(
+                "tensorrt.hardware_compatibility goes with attention: native; the plugin's kernels "
+                "are compiled for the GPU of this machine alone"
+            )
+        if self.target == "tensorrt_rtx":
+            wanted = capabilities.chosen(self.attention or "native", self.capabilities)
+            reason = capabilities.refusal(self.precision, wanted)
+            if reason is not None:
+                raise ValueError(reason)
+        return self
 
     @property
     def thresholds(self) -> Thresholds:

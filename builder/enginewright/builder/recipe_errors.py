@@ -22,6 +22,10 @@ _WANTED = {
     "finite_number": "a finite number",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
 }
 
 
@@ -41,6 +45,8 @@ def _line(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{path}: missing; it has no default"
     reason = _reason(problem, _fields(model, location))
+    if not location and not isinstance(problem["input"], str):
+        return reason  # about the recipe as a whole
     value = problem["input"]
     if isinstance(value, (Mapping, BaseModel)):
         return f"{path}: {reason}"

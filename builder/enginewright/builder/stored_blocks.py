@@ -50,7 +50,7 @@ class Storage:
     def __init__(self, precision: str, layers: Sequence[Weight]) -> None:
         self._precision = precision
         self._layers = layers
-        self._latest = Latest()
+        self._latest: Latest[Blocks] = Latest()
         self._known: dict[tuple[int, Bits], tuple[Matrix, ...]] = {}
 
     def of_layer(self, weight: Weight, name: str) -> tuple[Matrix, ...]:
@@ -66,7 +66,7 @@ class Storage:
     @cached_property
     def _source_has_int4(self) -> bool:
         parts = (part for weight in self._layers for part in _parts(weight))
-        return any(_carried(part, (4,)) is not None for part in parts)
+        return any(carried(part, (4,)) is not None for part in parts)
 
     def _of(self, weight: Weight, name: str, bits: Bits) -> tuple[Matrix, ...]:
         key = (id(weight), bits)
@@ -75,12 +75,12 @@ class Storage:
         return self._known[key]
 
     def _decide(self, weight: Weight, name: str, bits: Bits) -> tuple[Matrix, ...]:
-        carried = _carried(weight, bits)
-        if carried is not None:
-            form = BlockForm.of(carried[0])
-            return (Matrix(self._lazy(form, lambda: _again(weight, bits)), carried[1]),)
+        stored = carried(weight, bits)
+        if stored is not None:
+            form = BlockForm.of(stored[0])
+            return (Matrix(self._lazy(form, lambda: _again(weight, bits)), stored[1]),)
         parts = _parts(weight)
-        if len(parts) > 1 and any(_carried(part, bits) is not None for part in parts):
+        if len(parts) > 1 and any(carried(part, bits) is not None for part in parts):
             each = [self._of(part, name, bits) for part in parts]
             return tuple(matrix for some in each for matrix in some) if all(each) else ()
         size = quantization.block_size_for(weight.shape[1])
@@ -99,7 +99,7 @@ def _parts(weight: Weight) -> tuple[Weight, ...]:
     return weight.parts if isinstance(weight, StackedWeight) else (weight,)
 
 
-def _carried(weight: Weight, bits: Bits) -> tuple[Blocks, NDArray[np.intp] | None] | None:
+def carried(weight: Weight, bits: Bits) -> tuple[Blocks, NDArray[np.intp] | None] | None:
     """The blocks that the source stores, and the order of inputs that they have."""
     blocks = quantization.carry(weight, *bits)
     if blocks is not None:
@@ -112,6 +112,6 @@ def _carried(weight: Weight, bits: Bits) -> tuple[Blocks, NDArray[np.intp] | Non
 
 
 def _again(weight: Weight, bits: Bits) -> Blocks:
-    carried = _carried(weight, bits)
-    assert carried is not None, "a source gives the same blocks each time"
-    return carried[0]
+    stored = carried(weight, bits)
+    assert stored is not None, "a source gives the same blocks each time"
+    return stored[0]

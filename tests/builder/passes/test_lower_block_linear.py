@@ -200,3 +200,17 @@ def test_a_row_has_the_same_bits_alone_and_among_others(one, normal, precision):
     together = made.run({"x": x})[1][0]
     alone = [made.run({"x": x[:, row : row + 1]})[1][0, 0] for row in range(34)]
     assert np.array_equal(together, np.stack(alone))
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1])
+def test_whole_blocks_keep_their_size_and_scales(one, normal, kind):
+    made, x = one(gguf(normal(40, 64), kind)), normal(2, 3, 64)
+    expected = made.run({"x": x})[1]
+    quantize(made.model, "int4")
+    lower_block_linear(made.model, whole_blocks=True)
+    [product] = nodes(made, "MatMulNBits")
+    attributes = {name: each.as_int() for name, each in product.attributes.items()}
+    assert attributes == {"N": 40, "K": 64, "bits": 4, "block_size": 32}
+    assert product.inputs[1].const_value.shape == (40, 2, 16)
+    assert not nodes(made, "Tile")
+    np.testing.assert_allclose(made.run({"x": x})[1], expected, rtol=1e-4, atol=2e-5)

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
-HEAD_MULTIPLES: Mapping[str, int] = {"cpu": 8}
+HEAD_MULTIPLES: Mapping[str, int] = {"cpu": 8, "cuda": 8}
 """Of what a head's size must be a multiple: ONNX Runtime's GroupQueryAttention refuses others."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.builder.block_tensor import BlockForm
-from enginewright.builder.passes.match import constant_value
+from enginewright.builder.passes.match import constant_value, declare
 
 
 def float32(value: ir.Value) -> ir.Node:
@@ -37,6 +37,8 @@ def centred_offsets(
         nodes.append(ir.node("Mul", [scales, factor]))
         if offsets is not None:
             nodes.append(ir.node("Add", [nodes[0].outputs[0], nodes[1].outputs[0]]))
+    for node in nodes:
+        declare(node.outputs[0], ir.DataType.FLOAT, scales.shape)
     return nodes, nodes[-1].outputs[0] if nodes else None
 
 
@@ -44,4 +46,6 @@ def keep_axes(graph: ir.Graph, value: ir.Value, leading: int, trailing: list[int
     """Reshape: keep the leading axes (0 in Reshape), put the others in their place."""
     name = "_".join(map(str, ["keep", leading, *trailing]))
     shape = np.array([0] * leading + trailing, np.int64)
-    return ir.node("Reshape", [value, constant_value(graph, name, shape)])
+    node = ir.node("Reshape", [value, constant_value(graph, name, shape)])
+    declare(node.outputs[0], value.dtype)
+    return node

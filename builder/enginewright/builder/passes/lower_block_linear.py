@@ -9,6 +9,8 @@ MatMulNBits rounds x in blocks of the weight's size. All stand in blocks of 16 h
 taken apart: that rounding is the most exact, and the only one with which a row of 4-bit products is
 summed alike alone and in a batch on every processor (seen to differ by 3e-7 in blocks of 32 without
 VNNI, which the rounding of the next layer amplifies).
+
+With ``whole_blocks`` they keep their size, and x its type: kernels on GPUs widen the codes instead.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from enginewright.plugins.block_linear import contract
 _INTEGER_PRODUCTS = 4
 
 
-def lower_block_linear(model: ir.Model) -> None:
+def lower_block_linear(model: ir.Model, *, whole_blocks: bool = False) -> None:
     """Replace every BlockLinear of the graph."""
-    lowering = _Lowering(model.graph)
+    lowering = _Lowering(model.graph, whole_blocks)
     for node in [node for node in model.graph if node.op_type == contract.OP_TYPE]:
         nodes = lowering.product(node)
         insert_before(node, nodes)
@@ -53,6 +55,7 @@ class _Lowering:
     """What the nodes of a graph share: the sums of an x by blocks."""
 
     graph: ir.Graph
+    whole_blocks: bool
     sums: dict[tuple[int, int], ir.Value] = field(default_factory=dict)
 
     def product(self, node: ir.Node) -> list[ir.Node]:
@@ -64,14 +67,17 @@ class _Lowering:
         assert isinstance(codes.const_value, BlockTensor)
         lazy = codes.const_value.lazy
         as_float = float32(scales)
-        repeated, fine_scales = self._fine(as_float.outputs[0], lazy.form)
-        zeros = self._part(lazy, "fine_zeros", codes) if lazy.form.zero_points else None
-        fine_codes = self._part(lazy, "fine_codes", codes)
-        inputs = [x, fine_codes, fine_scales, zeros, None, operands.get("bias")]
+        attributes = {"N": lazy.form.rows, "K": lazy.form.inputs, "bits": lazy.form.bits}
+        repeated: list[ir.Node] = []
+        if self.whole_blocks:
+            attributes["block_size"] = lazy.form.block_size
+            blocks = [codes, as_float.outputs[0], operands.get("zero_points")]
+        else:
+            attributes |= {"block_size": MIN_BLOCK_SIZE, "accuracy_level": _INTEGER_PRODUCTS}
+            repeated, blocks = self._fine_blocks(codes, as_float.outputs[0], lazy)
+        inputs = [x, *blocks, None, operands.get("bias")]
         while inputs[-1] is None:
             inputs.pop()
-        attributes = {"N": lazy.form.rows, "K": lazy.form.inputs, "bits": lazy.form.bits}
-        attributes |= {"block_size": MIN_BLOCK_SIZE, "accuracy_level": _INTEGER_PRODUCTS}
         product = ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
         nodes, offsets = centred_offsets(
             self.graph, lazy.form, as_float.outputs[0], operands.get("offsets")
@@ -87,6 +93,14 @@ class _Lowering:
     def _part(self, lazy: LazyBlocks, part: str, codes: ir.Value) -> ir.Value:
         name = f"{(codes.name or '').removesuffix('.codes')}.{part}"
         return initializer(self.graph, BlockTensor(lazy, part, name))
+
+    def _fine_blocks(
+        self, codes: ir.Value, scales: ir.Value, lazy: LazyBlocks
+    ) -> tuple[list[ir.Node], list[ir.Value | None]]:
+        """Codes, scales and zero points of blocks of 16, and the nodes that make the scales."""
+        repeated, fine_scales = self._fine(scales, lazy.form)
+        zeros = self._part(lazy, "fine_zeros", codes) if lazy.form.zero_points else None
+        return repeated, [self._part(lazy, "fine_codes", codes), fine_scales, zeros]
 
     def _fine(self, scales: ir.Value, form: BlockForm) -> tuple[list[ir.Node], ir.Value]:
         """The scales of blocks of 16."""

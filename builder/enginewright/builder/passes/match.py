@@ -63,11 +63,19 @@ def replace(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:
     for before, after in zip(old, new, strict=True):
         name = before.name if before.is_graph_output() else None
         after.shape = after.shape or before.shape
-        after.type = after.type or before.type
+        declare(after, after.dtype or before.dtype)
         ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
         if name is not None:
             before.name = f"{name}.replaced"
             after.name = name
+
+
+def declare(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None = None) -> None:
+    """Note the type of a value, and its shape where one is given; None: as it is."""
+    if dtype is not None:
+        value.type = ir.TensorType(dtype)  # of its own: a type may be changed in place
+    if shape is not None:
+        value.shape = shape
 
 
 def insert_before(anchor: ir.Node, nodes: Sequence[ir.Node]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from enginewright.builder import linear
-from enginewright.builder.passes.match import constant_value, insert_before
+from enginewright.builder.passes.match import constant_value, declare, insert_before
 
 _ELEMENTWISE = {"Mul", "Div", "Tanh", "Add", "Sub", "Cast"}
 
@@ -22,14 +22,14 @@ def prune_logits(model: ir.Model) -> None:
         name="logits_index", shape=ir.Shape(["logits"]), type=ir.TensorType(ir.DataType.INT64)
     )
     graph.inputs.append(index)
-    head, after = _head(graph.outputs[0])
+    head, after = logits_head(graph.outputs[0])
     hidden = head.inputs[0]
     assert hidden is not None
     flat_shape = constant_value(graph, "flat_hidden", np.array([-1, _width(hidden)], np.int64))
     flat = ir.node("Reshape", [hidden, flat_shape])
     wanted = ir.node("Gather", [flat.outputs[0], index], {"axis": 0})
-    wanted.outputs[0].type = hidden.type
-    wanted.outputs[0].shape = ir.Shape(["logits", _width(hidden)])
+    for node, rows in ((flat, "tokens"), (wanted, "logits")):
+        declare(node.outputs[0], hidden.dtype, ir.Shape([rows, _width(hidden)]))
     insert_before(head, [flat, wanted])
     head.replace_input_with(0, wanted.outputs[0])
     vocabulary = _width(graph.outputs[0])
@@ -37,7 +37,7 @@ def prune_logits(model: ir.Model) -> None:
         node.outputs[0].shape = ir.Shape(["logits", vocabulary])
 
 
-def _head(logits: ir.Value) -> tuple[ir.Node, list[ir.Node]]:
+def logits_head(logits: ir.Value) -> tuple[ir.Node, list[ir.Node]]:
     """The Linear behind the logits and the elementwise nodes after it."""
     after: list[ir.Node] = []
     node = logits.producer()

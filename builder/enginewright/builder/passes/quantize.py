@@ -25,6 +25,7 @@ from enginewright.builder.passes.centre_blocks import centred_offsets, float32, 
 from enginewright.builder.passes.match import (
     MICROSOFT,
     constant_value,
+    declare,
     initializer,
     insert_before,
     replace,
@@ -47,7 +48,7 @@ def quantize(model: ir.Model, precision: str) -> None:
         for node in linears:
             _swap(node, _fp32(node))
         return
-    head = _head(graph.outputs[0])
+    head = head_of(graph.outputs[0])
     layers = [weight_of(node.inputs[1]) for node in linears if node is not head]
     storage = Storage(precision, [weight for weight in layers if weight is not None])
     lowering = _Lowering(graph, storage)
@@ -57,7 +58,7 @@ def quantize(model: ir.Model, precision: str) -> None:
         lowering.linear(node, is_head=node is head)
 
 
-def _head(logits: ir.Value) -> ir.Node | None:
+def head_of(logits: ir.Value) -> ir.Node | None:
     """The last Linear before the logits; elementwise nodes may follow it."""
     node = logits.producer()
     while node is not None and node.op_type != linear.OP_TYPE:
@@ -146,6 +147,8 @@ class _Lowering:
         nodes.append(keep_axes(self._graph, gathered.outputs[0], rank, blocks))
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], nodes[-2].outputs[0]]))
         nodes.append(keep_axes(self._graph, nodes[-1].outputs[0], rank, [form.inputs]))
+        for node in nodes:
+            declare(node.outputs[0], ir.DataType.FLOAT)
         return nodes
 
     def _stacked(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,7 +13,9 @@ from enginewright.runtime.artifact.manifest import EngineEntry, LimitsEntry
 from enginewright.runtime.errors import RecipeError
 
 if TYPE_CHECKING:  # importing them takes seconds, and the worker of TensorRT needs neither
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from enginewright.builder.export import CacheShape
 
@@ -42,8 +44,8 @@ class CompileRequest:
     """What a target is asked for. ``folder`` is the artifact's; the engine goes to its engine/.
 
     For the NVIDIA targets: ``attention`` and its cache, the compute ``capabilities`` (None: the
-    target's own choice) and ``tensorrt``. ``inputs`` digests everything that the engine is made
-    of; lines for people go to ``progress``.
+    target's own choice) and ``tensorrt``; ``kv_scales`` as calibration.py has them, with a
+    quantized cache. Lines for people go to ``progress``.
     """
 
     folder: Path
@@ -54,8 +56,8 @@ class CompileRequest:
     capabilities: tuple[str, ...] | None = None
     kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
     block_size: int = 32
+    kv_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     tensorrt: TensorRTOptions = TensorRTOptions()
-    inputs: str = ""
     progress: Callable[[str], None] = _silent
 
 
@@ -66,8 +68,11 @@ class Target(ABC):
     """Whether conformance interprets the graph that ``compile`` has left in the model, because no
     device may be here to run the engine."""
 
-    def check(self) -> None:
-        """Raise MissingDependencyError where something is missing that compiling needs."""
+    def check(self, attention: str) -> None:  # noqa: B027  (most targets ask for nothing)
+        """Raise MissingDependencyError where something is missing that compiling needs.
+
+        ``attention``: native or plugin, as in CompileRequest.
+        """
 
     @abstractmethod
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from enginewright.builder.cache import tool_versions
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
 from enginewright.builder.passes.fold_rotary import fold_rotary
@@ -25,10 +24,10 @@ from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
 from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.targets import CompileRequest, Target, operators
+from enginewright.builder.targets.entries import tensor_entries, vocab_size, with_fingerprints
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.plugins.block_linear import contract as block_linear
-from enginewright.runtime.artifact.artifact import sha256_file
-from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry, StepsEntry, TensorEntry
+from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry, StepsEntry
 from enginewright.runtime.artifact.native_code import this_platform
 
 logger = logging.getLogger(__name__)
@@ -59,9 +58,14 @@ class CpuTarget(Target):
             lower_block_linear(model)
             _save(model, weights, request.folder / _PLAIN)
         entries.append(_describe(model, request, "plain", _PLAIN, None))
-        names = {name for entry in entries for name in entry.files}
-        digests = {name: sha256_file(request.folder / name) for name in names}
-        return tuple(replace(entry, fingerprint=_fingerprint(entry, digests)) for entry in entries)
+        return with_fingerprints(tuple(entries), request.folder)
+
+    def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:
+        versions = tool_versions(("onnxruntime",))
+        compiler = operators.find_compiler()
+        if compiler is not None and any(engine.library for engine in engines):
+            versions["c++"] = operators.compiler_version(compiler)
+        return versions
 
 
 def _library(model: ir.Model, request: CompileRequest) -> str | None:
@@ -112,11 +116,7 @@ def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
 def _describe(
     model: ir.Model, request: CompileRequest, plan: str, graph_file: str, library: str | None
 ) -> EngineEntry:
-    graph, limits, cache = model.graph, request.limits, request.caches[0]
-    vocab = (graph.outputs[0].shape or [None])[-1]
-    assert isinstance(vocab, int)
-    inputs = tuple(_tensor(value, "input") for value in graph.inputs)
-    outputs = tuple(_tensor(value, "output") for value in graph.outputs)
+    limits, cache = request.limits, request.caches[0]
     return EngineEntry(
         target="cpu",
         plan=plan,
@@ -124,8 +124,8 @@ def _describe(
         fingerprint="",
         model=graph_file,
         files=(graph_file, _WEIGHTS, *([] if library is None else [library])),
-        io=inputs + outputs,
-        vocab_size=vocab,
+        io=tensor_entries(model.graph),
+        vocab_size=vocab_size(model.graph),
         kv=KVEntry("slots", len(request.caches), cache.kv_heads, cache.head_dim, "float32"),
         limits=limits,
         # GroupQueryAttention on the CPU refuses more than one row with S > 1 over a past.
@@ -134,17 +134,3 @@ def _describe(
         library=library,
         platform=None if library is None else this_platform(),
     )
-
-
-def _tensor(value: ir.Value, direction: str) -> TensorEntry:
-    assert value.shape is not None
-    assert value.dtype is not None
-    assert value.name is not None
-    assert direction in ("input", "output")
-    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-    return TensorEntry(value.name, direction, value.dtype.numpy().name, shape)  # type: ignore[arg-type]
-
-
-def _fingerprint(entry: EngineEntry, digests: Mapping[str, str]) -> str:
-    text = "".join(digests[name] for name in entry.files)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -108,17 +108,20 @@ def _content(tensor: ir.TensorProtocol) -> Hashable:
     """Equal for tensors that are known to have the same bytes."""
     if isinstance(tensor, BlockTensor):
         return tensor.content
-    return id(tensor.weight if isinstance(tensor, WeightTensor) else tensor)
+    if isinstance(tensor, WeightTensor):
+        return id(tensor.weight), tensor.dtype
+    return id(tensor)
 
 
 def _chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
     if not isinstance(tensor, WeightTensor):
-        yield _bytes(tensor.numpy())
+        packed = tensor.dtype.bitwidth < 8  # numpy has such numbers in a byte each
+        yield memoryview(tensor.tobytes()) if packed else _bytes(tensor.numpy())
         return
     rows = tensor.weight.shape[0]
     step = max(1, _CHUNK * rows // tensor.nbytes)
     for start in range(0, rows, step):
-        yield _bytes(tensor.weight.rows(start, min(start + step, rows)))
+        yield _bytes(tensor.rows(start, min(start + step, rows)))
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

@@ -23,13 +23,13 @@ from enginewright.runtime.errors import BuildError
 _SOURCES = Path(contract.__file__).parent / "cpu"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
-_LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
-_STATIC = ("-static-libgcc", "-static-libstdc++")
+LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
+STATIC = ("-static-libgcc", "-static-libstdc++")
 _X86 = ("x86_64", "AMD64")
 
 
 class CompilerError(BuildError):
-    """A C++ compiler that does not compile our operators."""
+    """A C++ compiler that does not compile our sources."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def compile_library() -> Path | None:
     key = digest(
         {
             "compiler": compiler_version(compiler),
-            "flags": [*_FLAGS, *_LINK_FLAGS, *_STATIC],
+            "flags": [*_FLAGS, *LINK_FLAGS, *STATIC],
             "sources": {path.name: sha256_file(path) for path in sorted(_SOURCES.iterdir())},
             "platform": this_platform(),
         }
@@ -78,7 +78,27 @@ def find_compiler() -> str | None:
 
 def compiler_version(compiler: str) -> str:
     """The first line that the compiler says of itself."""
-    return _run([compiler, "--version"]).stdout.partition("\n")[0]
+    return run_compiler([compiler, "--version"]).stdout.partition("\n")[0]
+
+
+def link_library(compiler: str, flags: tuple[str, ...], objects: list[str], library: Path) -> None:
+    """Make a library, with the C++ library inside. Raises CompilerError."""
+    rest = [*objects, *flags, "-o", str(library)]
+    try:
+        run_compiler([compiler, *LINK_FLAGS, *STATIC, *rest])
+    except CompilerError:  # some systems have no static C++ library
+        run_compiler([compiler, *LINK_FLAGS, *rest])
+
+
+def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """What the command printed. Raises CompilerError, with the compiler's last lines."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompilerError(
+            f"the C++ compiler failed ({' '.join(command)}): {done.stderr.strip()[-2000:]}\n"
+            f"set CXX to one that knows C++20 (GCC 12 and Clang 14 were tried)"
+        )
+    return done
 
 
 def _units() -> tuple[_Unit, ...]:
@@ -94,20 +114,6 @@ def _compile(compiler: str, library: Path) -> None:
         for unit in _units():
             made = Path(scratch) / f"{unit.source}.o"
             source = str(_SOURCES / unit.source)
-            _run([compiler, *_FLAGS, *unit.flags, "-c", source, "-o", str(made)])
+            run_compiler([compiler, *_FLAGS, *unit.flags, "-c", source, "-o", str(made)])
             objects.append(str(made))
-        rest = [*objects, "-o", str(library)]
-        try:
-            _run([compiler, *_LINK_FLAGS, *_STATIC, *rest])
-        except CompilerError:  # some systems have no static C++ library
-            _run([compiler, *_LINK_FLAGS, *rest])
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CompilerError(
-            f"the C++ compiler failed ({' '.join(command)}): {done.stderr.strip()[-2000:]}\n"
-            f"set CXX to one that knows C++20 (GCC 12 and Clang 14 were tried)"
-        )
-    return done
+        link_library(compiler, (), objects, library)

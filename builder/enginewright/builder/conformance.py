@@ -1,0 +1,75 @@
+"""The conformance stage: each plan is held to the recipe's thresholds, or nothing is published.
+
+A plan that runs here is loaded back through the runtime. Of a target whose device need not be
+here, the graph that was compiled is interpreted instead, over a part of the reference; its entry
+in the manifest says so: {"graph": "passed", "device": "not run", "measures": ..., "rows": ...}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from enginewright.builder.interpreter.engine import InterpretedEngine
+from enginewright.builder.recipe import Recipe
+from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.conformance import Reference, Report, judge, measure, measure_distance
+from enginewright.runtime.errors import ConformanceError
+from enginewright.runtime.llm import LLM
+
+_GRAPH_PROMPTS = 3
+_GRAPH_TOKENS = 16
+_GRAPH_CHUNK = 48
+"""Tokens a step of the text's windows: so they cover steps over a past, too."""
+
+
+def check_conformance(
+    recipe: Recipe,
+    reference: Reference,
+    folder: Path,
+    engines: Sequence[EngineEntry],
+    interpreted: ir.Model | None,
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each plan; raises ConformanceError for one that is too far off.
+
+    ``folder`` holds the artifact; ``interpreted`` is the graph that was compiled, if that is run
+    in place of the engine.
+    """
+    if interpreted is None:
+        return {e.plan: _of_engine(recipe, reference, folder, e).as_dict() for e in engines}
+    return {e.plan: _of_graph(recipe, reference, folder, e, interpreted) for e in engines}
+
+
+def _of_engine(recipe: Recipe, reference: Reference, folder: Path, entry: EngineEntry) -> Report:
+    with LLM(folder, verify="never", plan=entry.plan, allow_native_code=True) as llm:
+        declared = llm.engine_info.batch_invariant
+        report = judge(measure(llm, reference), _thresholds(recipe), batch_invariant=declared)
+    return _passed(recipe, entry, report)
+
+
+def _of_graph(
+    recipe: Recipe, reference: Reference, folder: Path, entry: EngineEntry, graph: ir.Model
+) -> dict[str, Any]:
+    part = reference.part(_GRAPH_PROMPTS, _GRAPH_TOKENS)
+    with LLM.over(folder, InterpretedEngine(graph, entry)) as llm:
+        report = judge(measure_distance(llm, part, chunk=_GRAPH_CHUNK), _thresholds(recipe))
+    found = _passed(recipe, entry, report).as_dict()
+    del found["passed"]
+    return {"graph": "passed", "device": "not run", **found}
+
+
+def _thresholds(recipe: Recipe) -> dict[str, float]:
+    return recipe.thresholds.model_dump(exclude_none=True)
+
+
+def _passed(recipe: Recipe, entry: EngineEntry, report: Report) -> Report:
+    if not report.passed:
+        raise ConformanceError(
+            f"{recipe.name}: plan {entry.plan} missed a threshold of its recipe, so nothing is "
+            f"published\n"
+            f"{report.table()}"
+        )
+    return report

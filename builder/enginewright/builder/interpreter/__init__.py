@@ -1,0 +1,1 @@
+"""Runs a lowered graph on the CPU, op by op, where the device that it is for is not at hand."""

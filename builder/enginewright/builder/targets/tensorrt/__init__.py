@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: TensorRT-RTX, which needs no GPU to build them, and TensorRT."""
