@@ -1,7 +1,7 @@
 """What only a machine with an NVIDIA GPU can show: ``make gpu-check``.
 
 Uses what is installed, says what it skips and why, prints a table, writes JSON. Exit code 1 where
-a goal is missed.
+a goal is missed or something fails, 2 where nothing could be run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 from scripts.gpu_check.report import Row, table, write
@@ -38,16 +39,16 @@ def _run(output: Path) -> int:
 
     facts = device.facts()
     bandwidth = device.read_bandwidth()
-    rows: list[Row] = [device.bandwidth_row(bandwidth)]
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in attention_rows.rows(Path(folder), facts["capability"], bandwidth):
+        kernels = attention_rows.rows(Path(folder), facts["capability"], bandwidth)
+        for row in chain([device.bandwidth_row(bandwidth)], kernels, engines.rows()):
             print(f"{row.section}: {row.what}: {row.value} {row.verdict}", flush=True)
             rows.append(row)
-    rows += engines.rows()
+            write(output, facts, rows)  # a run that is cut off keeps what it found
     print(f"\n{facts['gpu']}, capability {facts['capability']}, {facts['packages']}\n")
     print(table(rows))
-    write(output, facts, rows)
-    return 1 if any(row.verdict == "MISSED" for row in rows) else 0
+    return 1 if any(row.verdict in ("MISSED", "FAILED") for row in rows) else 0
 
 
 if __name__ == "__main__":

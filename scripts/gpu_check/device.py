@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import shutil
+import subprocess
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ def facts() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
+        "driver": _driver(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
@@ -46,7 +49,17 @@ def read_bandwidth() -> float:
 
 
 def bandwidth_row(bandwidth: float) -> Row:
-    return Row("device", "memory read (sum of 4 GiB)", f"{bandwidth / 1e9:.0f} GB/s")
+    speed = bandwidth / 1e9
+    figures = {"gigabytes_per_second": speed}
+    return Row("device", "memory read (sum of 4 GiB)", f"{speed:.0f} GB/s", figures=figures)
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown: there is no nvidia-smi"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("\n")[0] or "unknown: nvidia-smi says nothing"
 
 
 def _version(name: str) -> str | None:

@@ -1,33 +1,73 @@
-"""Whole engines on the device, for the backends that are installed: pytest's gpu-marked tests."""
+"""Tests that need a GPU, for the backends that are installed: pytest in a process of its own."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from scripts.gpu_check.report import Row, skipped
 
-_SUITES = {
-    "onnxruntime (cuda)": ("onnxruntime", "tests/runtime/test_onnxruntime_cuda.py"),
-    "tensorrt": ("tensorrt", "tests/runtime/test_tensorrt_device.py"),
-    "tensorrt_rtx": ("tensorrt_rtx", "tests/runtime/test_tensorrt_device.py"),
-}
+_NO_TESTS_RAN = (2, 4, 5)
+"""pytest's exit codes where tests could not be collected, or none was."""
 
 
-def rows() -> list[Row]:
-    """One row a backend."""
-    return [_row(name, package, suite) for name, (package, suite) in _SUITES.items()]
+@dataclass(frozen=True)
+class Suite:
+    """Tests, and the packages that they cannot do without."""
+
+    name: str
+    packages: tuple[str, ...]
+    path: str
+    options: tuple[str, ...] = ()
 
 
-def _row(name: str, package: str, suite: str) -> Row:
-    if importlib.util.find_spec("pytest") is None:
-        return skipped("engine", name, "pytest is not installed")
-    if importlib.util.find_spec(package) is None:
-        return skipped("engine", name, f"{package} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", suite]
+_SUITES = (
+    Suite(
+        "kernels, all cases of the sweep",
+        ("triton",),
+        "tests/runtime/cuda/test_kernels_device.py",
+        ("--noconftest",),
+    ),
+    Suite(
+        "onnxruntime (cuda)", ("onnxruntime", "onnx"), "tests/runtime/cuda/test_onnxruntime_cuda.py"
+    ),
+    Suite(
+        "tensorrt",
+        ("tensorrt", "onnx"),
+        "tests/runtime/test_tensorrt_device.py",
+        ("-k", "not rtx"),
+    ),
+    Suite(
+        "tensorrt_rtx",
+        ("tensorrt_rtx", "onnx"),
+        "tests/runtime/test_tensorrt_device.py",
+        ("-k", "rtx"),
+    ),
+)
+
+
+def rows() -> Iterator[Row]:
+    """One row a suite."""
+    for suite in _SUITES:
+        missing = [name for name in ("pytest", *suite.packages) if not _is_installed(name)]
+        if missing:
+            yield skipped("tests", suite.name, f"{', '.join(missing)} not installed")
+        else:
+            yield _run(suite)
+
+
+def _run(suite: Suite) -> Row:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    command += ["-W", "default", *suite.options, suite.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
-    if " passed" not in last and done.returncode == 0:
-        return skipped("engine", name, last)
-    return Row("engine", name, last, verdict="ok" if done.returncode == 0 else "MISSED")
+    last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
+    if done.returncode in _NO_TESTS_RAN or (done.returncode == 0 and " passed" not in last):
+        return skipped("tests", suite.name, last)
+    return Row("tests", suite.name, last, verdict="ok" if done.returncode == 0 else "MISSED")
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

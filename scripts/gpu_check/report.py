@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Verdict = Literal["ok", "MISSED", "info", "skipped"]
+Verdict = Literal["ok", "MISSED", "FAILED", "info", "skipped"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``goal``: what it is held to, empty if it is for information."""
+    """One line. ``goal``: what it is held to, empty if it is for information; ``figures``: the
+    numbers in ``value``, by name with the unit."""
 
     section: str
     what: str
     value: str
     goal: str = ""
     verdict: Verdict = "info"
-
-
-def held(section: str, what: str, value: float, at_least: float, unit: str) -> Row:
-    """A figure that has to reach a bound."""
-    return Row(
-        section,
-        what,
-        f"{value:.3g} {unit}",
-        f">= {at_least:g}",
-        "ok" if value >= at_least else "MISSED",
-    )
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def skipped(section: str, what: str, why: str) -> Row:

@@ -16,6 +16,7 @@ def microseconds(call: Callable[[], object], repeats: int = _REPEATS) -> float:
     The call is captured once and replayed, as a decode step is.
     """
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
             call()

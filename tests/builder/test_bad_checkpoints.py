@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from enginewright.builder.families.heads import check_heads
 from enginewright.builder.pipeline import build
 from enginewright.builder.recipe import make_recipe
 from enginewright.runtime.errors import BuildError, SourceError, UnsupportedModelError
@@ -198,3 +199,22 @@ def test_a_template_that_does_not_compile_is_named_with_its_line(
     message = refused(copy, SourceError)
     assert message.startswith(f"{copy}: the chat template cannot be compiled")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("heads", "attention", "refused"),
+    [(8, "plugin", True), (8, "native", False), (1, "plugin", False)],
+)
+def test_heads_that_the_plugin_lacks_are_refused_before_anything_is_traced(
+    heads: int, attention: str, refused: bool
+) -> None:
+    config = LlamaConfig(
+        hidden_size=128, num_attention_heads=heads, num_key_value_heads=heads, vocab_size=288
+    )
+    if not refused:
+        check_heads("tensorrt_rtx", config, attention)
+        return
+    with pytest.raises(
+        UnsupportedModelError, match="head size 16: .* 32 to 256; attention: native"
+    ):
+        check_heads("tensorrt_rtx", config, attention)

@@ -25,7 +25,7 @@ from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging,
 from enginewright.builder.recipe import KVCacheSpec, Recipe, TensorRTSpec
 from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
-from enginewright.builder.targets import CompileRequest, TensorRTOptions, target_of
+from enginewright.builder.targets import CompileRequest, Target, TensorRTOptions, target_of
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
 from enginewright.runtime.artifact.manifest import (
@@ -37,9 +37,11 @@ from enginewright.runtime.artifact.manifest import (
     SourceEntry,
 )
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference
+from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
+_COMPARED_TOKENS = 64
 _SAMPLING_KEYS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -50,12 +52,15 @@ _SAMPLING_KEYS = {
 }
 
 
-def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
+def build(
+    recipe: Recipe, output: Path, *, progress: Progress, debug_precision: bool = False
+) -> Path:
     """Build the artifact ``output / recipe.name`` and return its path.
 
+    ``debug_precision``: where conformance fails, compare layer by layer, and say where it starts.
     Raises BuildError (and below); whatever fails, an artifact of an earlier build stays as it was.
     """
-    run = _Run(progress)
+    run, place = _Run(progress), output / f"{recipe.name}.debug"
     with staging(output, recipe.name) as folder:
         with run.stage("source"):
             source = open_source(recipe.source)
@@ -63,11 +68,13 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
             family = family_of(source.architecture)
             config = source.model_config()
             check_config(source.architecture, config)
-            check_heads(recipe.target, config)
+            check_heads(recipe.target, config, recipe.attention or "native")
             source.check()
             recipe.check_positions(source.positions)
             target = target_of(recipe.target)
             target.check(recipe.attention or "native")
+            if debug_precision:
+                target.check_debug_precision(recipe.precision, recipe.attention or "native")
             source.write_tokenizer(folder)
         with run.stage("export"):
             exported = _exported(config, family)
@@ -81,7 +88,8 @@ def build(recipe: Recipe, output: Path, *, progress: Progress) -> Path:
         _write_manifest(recipe, source, engines, folder, tools, conformance={})
         with run.stage("conformance"):
             interpreted = model if target.interpreted else None
-            found = check_conformance(recipe, reference, folder, engines, interpreted)
+            with _compared(target, model, reference, place if debug_precision else None):
+                found = check_conformance(recipe, reference, folder, engines, interpreted)
         _write_manifest(recipe, source, engines, folder, tools, conformance=found)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
@@ -200,6 +208,21 @@ def _reference(recipe: Recipe, source: Source, folder: Path) -> Reference:
     reference = Reference.load(cached_file("reference", key, "reference.npz", ask))
     reference.save(folder / REFERENCE_FILE)
     return reference
+
+
+@contextmanager
+def _compared(
+    target: Target, model: ir.Model, reference: Reference, place: Path | None
+) -> Iterator[None]:
+    """Add to a failed conformance where the layers differ; into the folder ``place``, if any."""
+    try:
+        yield
+    except ConformanceError as error:
+        if place is None:
+            raise
+        tokens = reference.text_ids[0, :_COMPARED_TOKENS].tolist()
+        said = target.compare_layers(model, tokens, place)
+        raise ConformanceError(f"{error}\nlayer by layer: {said}") from error
 
 
 def _write_manifest(

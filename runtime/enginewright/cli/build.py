@@ -47,12 +47,19 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     default=None,
     help="Tell of each stage on stderr; by default only in a terminal.",
 )
+@click.option(
+    "--debug-precision",
+    is_flag=True,
+    help="Where an engine of target tensorrt fails conformance: compare its layers with ONNX "
+    "Runtime's (needs the GPU, and the extras [debug] and [cpu]).",
+)
 def command(
     recipe: Path | None,
     source: str | None,
     overrides: tuple[str, ...],
     output: Path,
     progress: bool | None,
+    debug_precision: bool,
 ) -> None:
     """Build the artifact that RECIPE describes, or one of --source, and print its path.
 
@@ -77,7 +84,8 @@ def command(
     from enginewright.builder.pipeline import build
 
     shown = sys.stderr.isatty() if progress is None else progress
-    click.echo(build(read, output, progress=_stage_lines() if shown else _silent))
+    tell = _stage_lines() if shown else _silent
+    click.echo(build(read, output, progress=tell, debug_precision=debug_precision))
 
 
 def _recipe(path: Path | None, source: str | None, overrides: tuple[str, ...]) -> Recipe:

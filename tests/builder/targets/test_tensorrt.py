@@ -254,19 +254,11 @@ def test_heads_that_the_kernels_lack_are_refused_by_their_limit(model, tmp_path)
     assert files_below(tmp_path) == set()
 
 
-@pytest.mark.parametrize(
-    ("shape", "said"),
-    [
-        (["batch", 4, "sequence", 20], "heads of 20 dimensions.* multiples of 8 from 16 to 256"),
-        (["batch", 4, "sequence", 264], "heads of 264 dimensions"),
-        (["batch", 3, "sequence", 32], "3 query heads.* 4 or more; build with attention: plugin"),
-    ],
-)
-def test_heads_that_native_layers_lack_are_refused_by_their_limit(model, shape, said):
+def test_fewer_heads_than_native_layers_take_are_refused_by_their_limit(model):
     changed = lowered(model, "native")
     (first, _) = (node for node in changed.graph if node.op_type == "TRT_Attention")
-    first.inputs[0].shape = ir.Shape(shape)
-    with pytest.raises(UnsupportedModelError, match=said):
+    first.inputs[0].shape = ir.Shape(["batch", 3, "sequence", 32])
+    with pytest.raises(UnsupportedModelError, match=r"3 query heads.* 4 or more.*plugin"):
         native_limits.check(changed.graph, LIMITS)
 
 

@@ -50,14 +50,6 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
     return a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape)
 
 
-def last_dim(value: ir.Value) -> int | None:
-    """The size of the last axis where it is a number."""
-    if value.shape is None or len(value.shape) == 0:
-        return None
-    size = value.shape[-1]
-    return size if isinstance(size, int) else None
-
-
 def replace(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:
     """Let every reader of the old values, graph outputs too, read the new ones."""
     for before, after in zip(old, new, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,11 @@ _TARGETS = {
     "tensorrt_rtx": ("enginewright.builder.targets.tensorrt.target", "TensorRTRTXTarget"),
     "tensorrt": ("enginewright.builder.targets.tensorrt.target", "TensorRTTarget"),
 }
+
+_NOT_COMPARED = (
+    "--debug-precision compares the layers of a TensorRT engine on its GPU; it is for target: "
+    "tensorrt"
+)
 
 
 def _silent(line: str) -> None:
@@ -83,6 +88,17 @@ class Target(ABC):
         The graph is changed in place, to the one that was compiled; weights are read while they
         are written.
         """
+
+    def check_debug_precision(self, precision: str, attention: str) -> None:
+        """Raise BuildError where ``compare_layers`` cannot help with such an engine."""
+        raise RecipeError(_NOT_COMPARED)
+
+    def compare_layers(self, model: ir.Model, token_ids: Sequence[int], folder: Path) -> str:
+        """Where the compiled graph's tensors on the device first differ from ONNX Runtime's.
+
+        ``model`` is what ``compile`` left, and is changed; what is run is kept in ``folder``.
+        """
+        raise RecipeError(_NOT_COMPARED)
 
     @abstractmethod
     def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:

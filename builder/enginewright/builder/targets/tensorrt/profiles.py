@@ -11,7 +11,7 @@ from enginewright.builder.targets.tensorrt.native_limits import MAX_VOLUME
 from enginewright.runtime.artifact.manifest import LimitsEntry
 
 MAX_STEP_TOKENS = 2048
-"""Tokens that a row may have in one step; longer prompts come in several."""
+"""Positions (rows times the widest) of a step over prompts; longer ones come in several steps."""
 _BEST_TOKENS = 512
 _MAX_PREFILL_ROWS = 8
 _POOLS = 2
@@ -21,7 +21,7 @@ Range = tuple[int, int, int]
 
 
 def step_tokens(limits: LimitsEntry) -> int:
-    """The most tokens that a row may have in a step."""
+    """The most positions that a step over prompts may have, see engine.StepSupport."""
     return min(limits.max_context, MAX_STEP_TOKENS)
 
 

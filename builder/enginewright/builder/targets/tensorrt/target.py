@@ -8,7 +8,7 @@ that the network says before it is built. lowering.py has the table of the engin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,12 @@ from enginewright.builder.publish import EVIDENCE, write_json
 from enginewright.builder.targets import CompileRequest, Target
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.builder.targets.operators import compiler_version, find_compiler
-from enginewright.builder.targets.tensorrt import capabilities, kernels, native_limits
+from enginewright.builder.targets.tensorrt import (
+    capabilities,
+    debug_precision,
+    kernels,
+    native_limits,
+)
 from enginewright.builder.targets.tensorrt.entry import Coverage, engine_entry
 from enginewright.builder.targets.tensorrt.header import check_header
 from enginewright.builder.targets.tensorrt.job import Initializer, Job, Outcome
@@ -151,6 +156,18 @@ class TensorRTTarget(_TensorRTTarget):
             hardware_compatibility=request.tensorrt.hardware_compatibility,
             timing_cache=None if known is None else str(known),
         )
+
+    def check_debug_precision(self, precision: str, attention: str) -> None:
+        debug_precision.check(precision, attention)
+
+    def compare_layers(self, model: ir.Model, token_ids: Sequence[int], folder: Path) -> str:
+        debug_precision.portable(model)
+        graph_file = debug_precision.save(model, folder)
+        found = debug_precision.compare_in_tensorrt(
+            graph_file, debug_precision.feed(model, token_ids)
+        )
+        (folder / "layers.txt").write_text(found + "\n", encoding="utf-8")
+        return f"{found.partition(chr(10))[0]}; see {folder / 'layers.txt'}"
 
     def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:
         """The timing cache is one of them: what was measured decides what is built."""
