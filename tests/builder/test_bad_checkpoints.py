@@ -215,6 +215,6 @@ def test_heads_that_the_plugin_lacks_are_refused_before_anything_is_traced(
         check_heads("tensorrt_rtx", config, attention)
         return
     with pytest.raises(
-        UnsupportedModelError, match="head size 16: .* 32 to 256; attention: native"
+        UnsupportedModelError, match=r"head size 16: .* 32 to 256; attention: native"
     ):
         check_heads("tensorrt_rtx", config, attention)
