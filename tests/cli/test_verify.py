@@ -14,10 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from enginewright.cli.main import main
+from enginewright.runtime import plans, verification
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import FileEntry
+from enginewright.runtime.artifact.manifest import FileEntry, PluginEntry
 from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.doctor.driver import read_driver
+from enginewright.runtime.errors import DeviceError, MissingDependencyError, TargetError
 
 
 @pytest.fixture
@@ -93,6 +95,64 @@ def test_an_engine_whose_device_is_not_here(rtx_artifact: Path) -> None:
     data = json.loads(verify(rtx_artifact, "--json").stdout)
     assert (data["passed"], data["device_run"], data["attestation"]) == (True, False, None)
     assert data["plans"]["engine"]["graph"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (DeviceError("why", "no_driver"), 0),
+        (DeviceError("why", "no_device"), 0),
+        (MissingDependencyError("why"), 0),
+        *(
+            (DeviceError("why", code), 1)
+            for code in ("capability", "library_version", "plugin_abi", "out_of_memory")
+        ),
+        (TargetError("why"), 1),
+    ],
+)
+def test_only_a_gpu_that_is_not_here_excuses_an_engine(
+    rtx_artifact: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, exit_code: int
+) -> None:
+    def refuses(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(plans, "open_engine", refuses)
+    result = verify(rtx_artifact)
+
+    assert result.exit_code == exit_code
+    assert "why" in (result.stderr if exit_code else result.stdout)
+
+
+def test_kernels_that_nobody_vouches_for_are_no_missing_gpu(rtx_artifact: Path) -> None:
+    manifest = Artifact.open(rtx_artifact).manifest
+    [engine] = manifest.engines
+    index = "engine/kernels.json"
+    (rtx_artifact / index).write_bytes(b"x")
+    plugin = PluginEntry("Attention", "1", "enginewright", "0123", index)
+    assert engine.nvidia is not None
+    nvidia = dataclasses.replace(engine.nvidia, plugins=(plugin,))
+    entry = dataclasses.replace(engine, files=(*engine.files, index), nvidia=nvidia)
+    files = {**manifest.files, index: FileEntry(1, hashlib.sha256(b"x").hexdigest())}
+    changed = dataclasses.replace(manifest, engines=(entry,), files=files)
+    (rtx_artifact / "manifest.json").write_text(changed.to_json(), "utf-8")
+    result = verify(rtx_artifact)
+
+    assert result.exit_code == 1
+    assert "--allow-native-code" in result.stderr
+
+
+@pytest.mark.parametrize("during", ["measure", "measure_speed"])
+def test_an_engine_that_fails_while_it_runs_fails_the_command(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise DeviceError("the GPU fell off the bus", "device_failed")
+
+    monkeypatch.setattr(verification, during, fails)
+    result = verify(artifact, "--attest")
+
+    assert result.exit_code == 1
+    assert "failed while it ran: the GPU fell off the bus" in result.stderr
 
 
 @pytest.mark.skipif(bool(read_driver().devices), reason="this machine has a GPU")

@@ -16,7 +16,8 @@ import pytest
 from enginewright.runtime.artifact import artifact as artifact_module
 from enginewright.runtime.artifact.artifact import Artifact, sha256_file
 from enginewright.runtime.artifact.integrity import FileState, VerifiedFiles, cache_folder
-from enginewright.runtime.artifact.manifest import seal
+from enginewright.runtime.artifact.manifest import NvidiaEntry, PluginEntry, seal
+from enginewright.runtime.doctor.artifact_checks import artifact_findings
 from enginewright.runtime.errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -232,6 +233,32 @@ def test_an_engine_may_only_name_listed_files(folder: Path) -> None:
     edit_manifest(folder, lambda data: data["engines"][0].update(model="engine/other.onnx"))
     with pytest.raises(IntegrityError, match=r"lists no file 'engine/other\.onnx'"):
         Artifact.open(folder)
+
+
+def _nvidia(plugins: int = 0, library: str = "tensorrt_rtx") -> dict[str, Any]:
+    plugin = PluginEntry("Attention", "1", "enginewright", "abi", "engine/kernels.json")
+    entry = NvidiaEntry("tensorrt_rtx", "1.7.1", ("8.6",), False, (), {}, (plugin,) * plugins, 1)
+    return {**dataclasses.asdict(entry), "library": library}
+
+
+@pytest.mark.parametrize(
+    ("target", "nvidia", "reason"),
+    [
+        ("tensorrt_rtx", None, "no entry 'nvidia'"),
+        ("cpu", _nvidia(), "entry 'nvidia', which is for GPUs"),
+        ("tensorrt_rtx", _nvidia(library="other"), "library 'other'; .* has 'tensorrt_rtx'"),
+        ("tensorrt_rtx", _nvidia(plugins=2), "calls 2 plugins"),
+        ("tensorrt_rtx", _nvidia(plugins=1), r"kernels 'engine/kernels\.json'"),
+    ],
+)
+def test_what_no_builder_writes_of_a_gpu_is_refused(
+    folder: Path, target: str, nvidia: Any, reason: str
+) -> None:
+    edit_manifest(folder, lambda data: data["engines"][0].update(target=target, nvidia=nvidia))
+    with pytest.raises(ArtifactError, match=reason):
+        Artifact.open(folder)
+    [finding] = artifact_findings(folder)[1]
+    assert (finding.code, finding.status) == ("manifest_unreadable", "problem")
 
 
 def test_another_target_lists_those_that_are_there(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginewright.runtime.backends.tensorrt.planning import (
+from enginewright.runtime.backends.device.planning import (
     ALIGNMENT,
     EngineFacts,
     bind,

@@ -22,7 +22,13 @@ from enginewright.runtime.doctor import load
 from enginewright.runtime.doctor.codes import MEANINGS, Code
 from enginewright.runtime.doctor.diagnosis import Diagnosis, Machine, diagnose
 from enginewright.runtime.doctor.driver import read_driver
-from enginewright.runtime.doctor.facts import DriverFacts, HostFacts, Installed, described_device
+from enginewright.runtime.doctor.facts import (
+    DriverFacts,
+    HostFacts,
+    Installed,
+    InstalledPlugin,
+    described_device,
+)
 from enginewright.runtime.doctor.findings import Finding
 from enginewright.runtime.doctor.header import engine_header
 from enginewright.runtime.doctor.installed import read_installed
@@ -45,7 +51,7 @@ MACHINE = Machine(
     Installed(
         {"tensorrt-rtx-cu13": VERSION, "cuda-bindings": "13.4.4", "onnxruntime": "1.31.1"},
         {"onnxruntime": "1.31"},
-        {PLUGIN_NAME: abi_digest()},
+        {PLUGIN_NAME: InstalledPlugin(PLUGIN_VERSION, PLUGIN_NAMESPACE, abi_digest())},
     ),
 )
 NO_DRIVER = replace(MACHINE, driver=DriverFacts(problem="libcuda.so.1 cannot be used"))
@@ -227,6 +233,14 @@ def test_a_described_device_needs_no_gpu_and_no_packages(make_rtx: Make) -> None
     assert problems(on("9.0:80GiB")) == ["capability", "plugin_kernels"]
 
 
+def test_what_this_machine_trusts_says_nothing_of_a_described_device(make_rtx: Make) -> None:
+    diagnosis = ask(make_rtx(kernels=("8.6",)), replace(MACHINE, driver=described_device("8.6")))
+    finding = found(diagnosis, "untrusted_code")
+    assert finding.status == "warning"
+    assert finding.found.startswith("on this machine, which is not the device's: ")
+    assert diagnosis.chosen is not None
+
+
 def test_lower_limits_need_less(make_rtx: Make) -> None:
     folder = make_rtx()
     small = replace(GPU, free_memory=2 * GIB + 512 * 2**20 + 2**20)
@@ -402,9 +416,12 @@ def test_a_load_asks_the_same(make_rtx: Make) -> None:
 def test_a_load_without_the_package_names_it(make_rtx: Make) -> None:
     if "tensorrt-cu13" in read_installed().versions:
         pytest.skip("TensorRT is installed here")
-    artifact = Artifact.open(make_rtx(library="tensorrt"))
+    artifact = Artifact.open(make_rtx())
+    [entry] = artifact.manifest.engines
+    assert entry.nvidia is not None
+    other = replace(entry, target="tensorrt", nvidia=replace(entry.nvidia, library="tensorrt"))
     with pytest.raises(MissingDependencyError, match=r"enginewright\[tensorrt\]"):
-        load.check_device(artifact, artifact.manifest.engines[0], GPU)
+        load.check_device(artifact, other, GPU)
 
 
 def test_every_code_has_a_meaning() -> None:

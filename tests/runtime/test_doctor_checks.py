@@ -18,7 +18,13 @@ from enginewright.runtime.artifact.manifest import (
 )
 from enginewright.runtime.cuda.driver import DeviceFacts
 from enginewright.runtime.doctor import checks
-from enginewright.runtime.doctor.facts import DriverFacts, HostFacts, Installed, described_device
+from enginewright.runtime.doctor.facts import (
+    DriverFacts,
+    HostFacts,
+    Installed,
+    InstalledPlugin,
+    described_device,
+)
 from enginewright.runtime.doctor.findings import Finding, refuse
 from enginewright.runtime.doctor.host_checks import cpu_findings, platform_finding
 from enginewright.runtime.doctor.needs import Needs, kv_bytes_per_token, needs
@@ -167,15 +173,19 @@ def test_another_gpu_that_runs_it_is_pointed_out():
 
 
 @pytest.mark.parametrize(
-    ("abis", "status"),
+    ("changes", "status"),
     [
-        ({"Attention": "abi-of-engine"}, "ok"),
-        ({"Attention": "another"}, "problem"),
-        ({}, "problem"),
+        ({}, "ok"),
+        ({"abi": "another"}, "problem"),
+        ({"version": "2"}, "problem"),
+        ({"namespace": "other"}, "problem"),
+        ({"name": "Other"}, "problem"),
     ],
 )
-def test_the_plugin_must_mean_the_same(abis: dict[str, str], status: str):
-    assert checks.plugin_abi(PLUGIN, Installed(plugin_abis=abis)).status == status
+def test_the_plugin_must_mean_the_same(changes: dict[str, str], status: str):
+    plugins = {"Attention": InstalledPlugin("1", "enginewright", "abi-of-engine")}
+    finding = checks.plugin_abi(replace(PLUGIN, **changes), Installed(plugins=plugins))
+    assert finding.status == status
 
 
 @pytest.mark.parametrize(

@@ -173,4 +173,4 @@ def test_what_is_installed_here() -> None:
     installed = read_installed()
     assert installed.versions["onnxruntime"][0].isdigit()
     assert installed.least["onnxruntime"] == "1.31"
-    assert "EnginewrightCachedAttention" in installed.plugin_abis
+    assert "EnginewrightCachedAttention" in installed.plugins

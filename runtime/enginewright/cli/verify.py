@@ -42,7 +42,8 @@ def command(
 ) -> None:
     """Check ARTIFACT: every file's hash, and its answers. Needs no torch.
 
-    Exit code 1 when a file is not as it was built, or a bound of the recipe is missed.
+    Exit code 1 when a file is not as it was built, a bound of the recipe is missed, an engine
+    fails while it runs, or none runs here for another reason than that its GPU is not here.
     """
     from enginewright.runtime.verification import verify_artifact
 
@@ -120,7 +121,7 @@ def _verdict(results: Results, passed: bool, lacking: list[str]) -> str:
         return "FAILED: a bound of the recipe is missed"
     if not lacking:
         return "passed"
-    if any(results[plan].for_gpu for plan in lacking):
+    if any(results[plan].absent for plan in lacking):
         return f"every hash is right; the device has not been run: plan {', '.join(lacking)}"
     return f"passed; not run: {', '.join(lacking)}"
 

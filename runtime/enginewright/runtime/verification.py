@@ -18,6 +18,8 @@ from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
 
 _DECODED_TOKENS = 64
+_NO_GPU = ("no_driver", "no_device")
+"""Codes that say that no GPU is here; the others are told by a machine that has one."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Speed:
 class PlanResult:
     """What became of one plan: its report, or why it did not run here.
 
-    ``for_gpu``: it needs an NVIDIA GPU. ``built``: what the build says of its graph, "passed"
-    where that was interpreted in place of the engine.
+    ``for_gpu``: it needs an NVIDIA GPU. ``absent``: it did not run because no GPU, or no package
+    that drives it, is here. ``built``: what the build says of its graph, "passed" where that was
+    interpreted in place of the engine.
     """
 
     for_gpu: bool
@@ -42,6 +45,7 @@ class PlanResult:
     speed: Speed | None = None
     reason: str | None = None
     built: str | None = None
+    absent: bool = False
 
     @property
     def passed(self) -> bool:
@@ -59,8 +63,9 @@ def verify_artifact(
     """Check every file of the artifact, run its engines against the stored reference values.
 
     The result of each plan; ``timed`` measures speed as well, which plans for a GPU always do.
-    Raises ArtifactError (and below) for a damaged artifact, and for one of which no plan runs, if
-    none of them needs a GPU. Needs no torch.
+    Raises ArtifactError (and below) for a damaged artifact, and for one of which no plan runs and
+    some plan has another reason than that no GPU is here; DeviceError for an engine that fails
+    while it runs. Needs no torch.
     """
     artifact = Artifact.open(path, verify="always")
     reference = Reference.load(artifact.file(REFERENCE_FILE))
@@ -68,22 +73,23 @@ def verify_artifact(
     for entry in artifact.plans():
         on_gpu = entry.nvidia is not None
         try:
-            with LLM(
+            llm = LLM(
                 path,
                 plan=entry.plan,
                 threads=threads,
                 allow_native_code=allow_native_code,
                 generation_config="vllm",
-            ) as llm:
-                results[entry.plan] = _run(llm, artifact, reference, on_gpu, timed or on_gpu)
-        except (TargetError, DeviceError) as error:
-            results[entry.plan] = _not_run(artifact, entry, error)
-        except MissingDependencyError as error:
-            if not on_gpu:
+            )
+        except (TargetError, DeviceError, MissingDependencyError) as error:
+            if isinstance(error, MissingDependencyError) and not on_gpu:
                 raise
             results[entry.plan] = _not_run(artifact, entry, error)
-    if not any(result.report or result.for_gpu for result in results.values()):
-        raise TargetError("; ".join(str(result.reason) for result in results.values()))
+            continue
+        with llm:
+            results[entry.plan] = _run(llm, artifact, reference, on_gpu, timed or on_gpu)
+    refused = [str(each.reason) for each in results.values() if not (each.report or each.absent)]
+    if refused and not any(result.report for result in results.values()):
+        raise TargetError("; ".join(refused))
     return results
 
 
@@ -93,14 +99,22 @@ def _run(
     recipe = artifact.manifest.recipe
     thresholds: Mapping[str, float] = recipe["conformance"][recipe["precision"]]
     declared = llm.engine_info.batch_invariant
-    report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
-    return PlanResult(on_gpu, report, measure_speed(llm, reference) if timed else None)
+    try:
+        report = judge(measure(llm, reference), thresholds, batch_invariant=declared)
+        return PlanResult(on_gpu, report, measure_speed(llm, reference) if timed else None)
+    except DeviceError as error:
+        where = f"{artifact.path}, plan {llm.plan}: failed while it ran"
+        raise DeviceError(f"{where}: {error}", error.code) from error
 
 
 def _not_run(artifact: Artifact, entry: EngineEntry, error: Exception) -> PlanResult:
     found: Mapping[str, Any] = artifact.manifest.conformance.get(entry.plan, {})
-    built = found.get("graph")
-    return PlanResult(entry.nvidia is not None, reason=str(error), built=built)
+    absent = isinstance(error, MissingDependencyError) or (
+        isinstance(error, DeviceError) and error.code in _NO_GPU
+    )
+    return PlanResult(
+        entry.nvidia is not None, reason=str(error), built=found.get("graph"), absent=absent
+    )
 
 
 def measure_speed(llm: LLM, reference: Reference) -> Speed:

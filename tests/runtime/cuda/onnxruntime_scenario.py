@@ -6,19 +6,26 @@ addresses that are bound for the GPU. Logits of each step go to the NPZ file.
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 
 from enginewright.runtime import LLM, SamplingParams
 from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.backends.onnxruntime_cuda.engine import CudaEngine
-from enginewright.runtime.cuda.driver import Device
+from enginewright.runtime.cuda.driver import Device, device_facts
+from enginewright.runtime.cuda.memory import DeviceBuffer, HostBuffer
 from enginewright.runtime.cuda.stream import Stream
 from enginewright.runtime.engine import BlockCopy
+from enginewright.runtime.errors import DeviceError
 from enginewright.runtime.scheduling.core import step_batch
 
 CONTEXT = 64
@@ -66,6 +73,7 @@ def main(folder: Path, results: Path) -> None:
     [entry] = artifact.manifest.engines
     device = Device()
     session = HostSession(artifact.file(entry.model))
+    _refused_engine(session, entry, device)
     engine = CudaEngine(session, entry, device, Stream(), chunk_invariant=False)
     np.savez(results, *_steps(engine, session))
     _generate(folder, engine)
@@ -77,6 +85,8 @@ def _steps(engine: CudaEngine, session: HostSession) -> list[np.ndarray]:
     """Logits of prompts, of decodes before and after the pool grew, and of a row in two parts."""
     engine.resize(4, CONTEXT)
     found = [_step(engine, PROMPTS, [0, 0, 0], 0)]
+    _refused_prompt(engine, found[0])
+    session.runs.pop(0)
     pasts = [len(prompt) for prompt in PROMPTS]
     for token in (5, 77):
         found.append(_step(engine, [[token]] * 3, pasts, 0))
@@ -93,6 +103,35 @@ def _steps(engine: CudaEngine, session: HostSession) -> list[np.ndarray]:
     found.append(_step(engine, [[250]] * 3, pasts, 0))
     assert session.runs[-1][1] == "2", "and its number is not used again"
     return found
+
+
+def _refused_engine(session: HostSession, entry: EngineEntry, device: Device) -> None:
+    """Without memory for the engine, what it has taken already is given back."""
+    stream = Stream()
+    with _full_device(), pytest.raises(DeviceError) as refused:
+        CudaEngine(session, entry, device, stream, chunk_invariant=False)
+    assert refused.value.code == "out_of_memory"
+    pinned = [each for each in gc.get_objects() if isinstance(each, HostBuffer)]
+    assert not any(each.address for each in pinned)
+    stream.close()
+
+
+def _refused_prompt(engine: CudaEngine, expected: np.ndarray) -> None:
+    """A step that does not fit fails; those after it give what they gave before."""
+    table = np.arange(3, dtype=np.int32)[:, None]
+    with _full_device(), pytest.raises(DeviceError) as refused:
+        engine.step(step_batch(PROMPTS, [0, 0, 0], table, [0] * 10_000))
+    assert refused.value.code == "out_of_memory"
+    assert np.array_equal(_step(engine, PROMPTS, [0, 0, 0], 0), expected)
+
+
+@contextmanager
+def _full_device() -> Iterator[None]:
+    held = DeviceBuffer(device_facts().free_memory, "all that is free")
+    try:
+        yield
+    finally:
+        held.free()
 
 
 def _step(engine: CudaEngine, tokens: list[list[int]], past: list[int], slot: int) -> np.ndarray:

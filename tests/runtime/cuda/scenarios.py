@@ -299,6 +299,39 @@ def no_memory_for_the_cache() -> None:
     _closed(engine)
 
 
+def no_memory_for_a_prompt() -> None:
+    """HOST_DRIVER_MEMORY is 1 MiB. A step that does not fit fails, and those after it run."""
+    _, _, engine = _core("paged")
+    engine.resize(8, BLOCK)
+    table = np.array([[3]], np.int32)
+    engine.step(step_batch([[1, 2]], [0], table))
+    error = _refused(lambda: engine.step(step_batch([[1] * 200_000], [0], table)))
+    assert error.code == "out_of_memory"
+    logits = engine.step(step_batch([[5, 6, 7]], [0], table))
+    assert np.array_equal(logits[0], host_library.logits([5, 6, 7]))
+    _closed(engine)
+
+
+def a_smaller_pool() -> None:
+    """Shrinking keeps the blocks that stay, and clears nothing behind the new memory."""
+    _, _, engine = _core("slots")
+    engine.resize(2, CONTEXT)
+    engine.step(step_batch([[1, 2]], [0], np.array([[0]], np.int32)))
+    cleared: list[int] = []
+    clear = Stream.clear
+
+    def noted(stream: Stream, address: int, size: int) -> None:
+        cleared.append(size)
+        clear(stream, address, size)
+
+    Stream.clear = noted  # type: ignore[method-assign]
+    engine.resize(1, CONTEXT)
+    assert cleared == []
+    logits = engine.step(step_batch([[4]], [2], np.array([[0]], np.int32)))
+    assert np.array_equal(logits[0], host_library.logits([1, 2, 4]))
+    _closed(engine)
+
+
 def _core(layout: Any, capturable: bool = True) -> tuple[Library, EngineCore, TensorRTEngine]:
     library, device, owned = Library(capturable), Device(), ExitStack()
     owned.callback(device.close)

@@ -23,6 +23,7 @@ pytest.importorskip("cuda.bindings")
         "prompts_of_one_token_behind_other_rows",
         "logits_of_many_positions",
         "copies_of_parts_of_blocks",
+        "a_smaller_pool",
     ],
 )
 def test_scenario(on_host_driver: Any, scenario: str) -> None:
@@ -55,3 +56,7 @@ def test_out_of_memory_tells_asked_and_free(on_host_driver: Any) -> None:
 
 def test_no_memory_for_the_cache(on_host_driver: Any) -> None:
     on_host_driver("no_memory_for_the_cache", memory=1 << 20)
+
+
+def test_no_memory_for_a_prompt(on_host_driver: Any) -> None:
+    on_host_driver("no_memory_for_a_prompt", memory=1 << 20)

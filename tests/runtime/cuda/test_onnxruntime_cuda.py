@@ -20,6 +20,7 @@ import pytest
 from enginewright.runtime import LLM, SamplingParams
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import open_engine, repair
+from enginewright.runtime.backends.device.planning import BoundStep
 from enginewright.runtime.backends.onnxruntime_cuda.engine import longest_total, run_failure
 from enginewright.runtime.backends.onnxruntime_cuda.session import (
     PROVIDER,
@@ -29,7 +30,6 @@ from enginewright.runtime.backends.onnxruntime_cuda.session import (
     provider_options,
     run_options,
 )
-from enginewright.runtime.backends.tensorrt.planning import BoundStep
 from enginewright.runtime.cuda.driver import device_facts
 from enginewright.runtime.errors import DeviceError, MissingDependencyError
 

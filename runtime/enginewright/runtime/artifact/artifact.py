@@ -18,6 +18,7 @@ from enginewright.runtime.artifact.manifest import (
     EngineEntry,
     FileEntry,
     Manifest,
+    contradiction,
     parse_manifest,
 )
 from enginewright.runtime.errors import (
@@ -116,7 +117,8 @@ class Artifact:
         return self.path / relative
 
     def check_names(self) -> None:
-        """A manifest may only name files inside the folder, and engines only files it lists.
+        """A manifest may only name files inside the folder, and engines only files it lists; what
+        it says of an engine must fit together.
 
         Raises ArtifactError.
         """
@@ -134,6 +136,12 @@ class Artifact:
                 *([entry.library] if entry.library else []),
             ):
                 self.file(relative)
+            reason = contradiction(entry)
+            if reason is not None:
+                raise ArtifactError(
+                    f"{self.path}: the manifest's plan {entry.plan} {reason}; do not use this "
+                    f"artifact, build it again"
+                )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -14,6 +14,8 @@ SCHEMA_VERSION = 2
 READ_VERSIONS = (1, 2)
 """2 added ``nvidia`` to engines and ``block_size`` to their caches."""
 MANIFEST_NAME = "manifest.json"
+LIBRARIES = {"tensorrt_rtx": "tensorrt_rtx", "tensorrt": "tensorrt", "cuda": "onnxruntime"}
+"""By target for NVIDIA GPUs, the library that runs its engines."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,27 @@ def parse_manifest(text: str, where: str) -> Manifest:
         return _manifest(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{where}: manifest is malformed ({error!r}); rebuild it") from error
+
+
+def contradiction(entry: EngineEntry) -> str | None:
+    """What the entry says of its GPU's software and no builder writes; None: nothing.
+
+    Of targets that are unknown here nothing is known.
+    """
+    nvidia, library = entry.nvidia, LIBRARIES.get(entry.target)
+    if nvidia is None:
+        lacks = f"is for target {entry.target!r} and has no entry 'nvidia', which that needs"
+        return None if library is None else lacks
+    if entry.target == "cpu":
+        return "is for target 'cpu' and has an entry 'nvidia', which is for GPUs"
+    if library is not None and nvidia.library != library:
+        return f"names library {nvidia.library!r}; target {entry.target!r} has {library!r}"
+    if len(nvidia.plugins) > 1:
+        return f"calls {len(nvidia.plugins)} plugins; there is one at most"
+    for plugin in nvidia.plugins:
+        if plugin.kernels not in entry.files:
+            return f"names kernels {plugin.kernels!r}, which are none of its files"
+    return None
 
 
 def seal(data: Mapping[str, Any]) -> str:

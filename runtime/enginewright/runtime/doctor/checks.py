@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from enginewright.runtime.artifact.manifest import EngineEntry, NvidiaEntry, PluginEntry
 from enginewright.runtime.cuda.driver import DeviceFacts
 from enginewright.runtime.cuda.memory import size_text
-from enginewright.runtime.doctor.facts import DriverFacts, Installed
+from enginewright.runtime.doctor.facts import DriverFacts, Installed, InstalledPlugin
 from enginewright.runtime.doctor.findings import Finding
 from enginewright.runtime.doctor.needs import Needs
 from enginewright.runtime.doctor.requirements import (
@@ -177,18 +177,25 @@ def runs_on(nvidia: NvidiaEntry, found: str) -> bool:
 
 def plugin_abi(plugin: PluginEntry, installed: Installed) -> Finding:
     """Whether the plugin that was built for is the one that is installed."""
-    ours = installed.plugin_abis.get(plugin.name)
-    name = f"{plugin.name} {plugin.version}"
-    if ours == plugin.abi:
-        return Finding("plugin_abi", "ok", f"{name}, ABI {plugin.abi[:12]}")
-    found = "no such plugin in this enginewright" if ours is None else f"ABI {ours[:12]} here"
+    wanted = InstalledPlugin(plugin.version, plugin.namespace, plugin.abi)
+    ours = installed.plugins.get(plugin.name)
+    if ours == wanted:
+        return Finding("plugin_abi", "ok", _plugin(plugin.name, wanted))
+    if ours is None:
+        found = f"{plugin.name}: no such plugin in this enginewright"
+    else:
+        found = f"{_plugin(plugin.name, ours)} here"
     return Finding(
         "plugin_abi",
         "problem",
-        f"{name}: {found}",
-        f"ABI {plugin.abi[:12]}, which the engine was built for",
+        found,
+        f"{_plugin(plugin.name, wanted)}, which the engine was built for",
         "install the version of enginewright that built the artifact, or build it again",
     )
+
+
+def _plugin(name: str, plugin: InstalledPlugin) -> str:
+    return f"{plugin.namespace}::{name} {plugin.version}, ABI {plugin.abi[:12]}"
 
 
 def plugin_kernels(

@@ -126,7 +126,8 @@ MEANINGS: Mapping[Code, Meaning] = {
     ),
     "plugin_abi": Meaning(
         "plugin",
-        "the plugin that the engine calls means the same in this installation",
+        "the plugin that the engine calls has the same name, version, namespace and ABI in "
+        "this installation",
         "install the version of enginewright that built the artifact, or build it again",
     ),
     "plugin_kernels": Meaning(

@@ -28,7 +28,9 @@ from enginewright.runtime.doctor.needs import needs
 from enginewright.runtime.doctor.requirements import version_compatible
 from enginewright.runtime.options import EngineOptions
 
-_OF_THIS_MACHINE = frozenset({"package_missing", "library_version", "platform", "host_memory"})
+_OF_THIS_MACHINE = frozenset(
+    {"package_missing", "library_version", "platform", "untrusted_code", "host_memory"}
+)
 """Where a device was described, these say nothing of the machine that it is in."""
 
 

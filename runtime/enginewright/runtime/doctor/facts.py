@@ -42,13 +42,22 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
+class InstalledPlugin:
+    """A plugin that this enginewright brings; ``abi`` as in manifest.PluginEntry."""
+
+    version: str
+    namespace: str
+    abi: str
+
+
+@dataclass(frozen=True)
 class Installed:
     """Software: versions by distribution, the least versions that this enginewright asks for, and
-    the ABI digest of each plugin that it brings."""
+    its plugins by name."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     least: Mapping[str, str] = field(default_factory=dict)
-    plugin_abis: Mapping[str, str] = field(default_factory=dict)
+    plugins: Mapping[str, InstalledPlugin] = field(default_factory=dict)
 
 
 def described_device(text: str) -> DriverFacts:

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 
 from enginewright.runtime.doctor.facts import Installed
-from enginewright.runtime.doctor.kernels import plugin_abis
+from enginewright.runtime.doctor.kernels import installed_plugins
 from enginewright.runtime.doctor.requirements import known_distributions
 
 _LEAST = re.compile(r"(?P<name>[\w.-]+)>=(?P<version>[\d.]+)")
@@ -18,7 +18,7 @@ def read_installed() -> Installed:
     return Installed(
         {name: version for name, version in versions.items() if version is not None},
         _least(),
-        plugin_abis(),
+        installed_plugins(),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from enginewright.runtime.artifact.manifest import NvidiaEntry
+from enginewright.runtime.doctor.facts import InstalledPlugin
 
 
 def kernel_capabilities(folder: Path, nvidia: NvidiaEntry) -> dict[str, frozenset[str]]:
@@ -28,9 +29,13 @@ def kernel_capabilities(folder: Path, nvidia: NvidiaEntry) -> dict[str, frozense
     return held
 
 
-def plugin_abis() -> dict[str, str]:
-    """By plugin, the ABI digest of this installation."""
+def installed_plugins() -> dict[str, InstalledPlugin]:
+    """The plugins of this installation by name."""
     from enginewright.plugins.attention.cuda.kernel_set import abi_digest
-    from enginewright.plugins.attention.tensorrt import PLUGIN_NAME
+    from enginewright.plugins.attention.tensorrt import (
+        PLUGIN_NAME,
+        PLUGIN_NAMESPACE,
+        PLUGIN_VERSION,
+    )
 
-    return {PLUGIN_NAME: abi_digest()}
+    return {PLUGIN_NAME: InstalledPlugin(PLUGIN_VERSION, PLUGIN_NAMESPACE, abi_digest())}

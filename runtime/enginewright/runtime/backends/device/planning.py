@@ -127,6 +127,14 @@ def offsets(inputs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, int], int]:
     return starts, end
 
 
+def decode_bytes(facts: EngineFacts) -> int:
+    """Bytes of the inputs of the largest decode step."""
+    rows = facts.max_batch
+    ones, table = np.ones(rows, np.int32), np.zeros((rows, 1), np.int32)
+    ids = np.zeros((rows, 1), np.int64)
+    return offsets(bind(StepBatch(ids, ones, ones, table, ids[:, 0]), facts, 0).inputs)[1]
+
+
 def _rows(array: NDArray[Any], rows: int, fill: int) -> NDArray[Any]:
     """The array, lengthened to so many rows."""
     padded = np.full((rows, *array.shape[1:]), fill, array.dtype)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from enginewright.runtime.artifact.manifest import EngineEntry
-from enginewright.runtime.backends.tensorrt.planning import block_size
+from enginewright.runtime.backends.device.planning import block_size
 from enginewright.runtime.cuda.memory import DeviceBuffer
 from enginewright.runtime.cuda.stream import Stream
 from enginewright.runtime.doctor.needs import kv_bytes_per_token
@@ -57,7 +57,8 @@ class DevicePool:
             new = DeviceBuffer(size, f"{blocks} blocks of {name}, of {len(self._buffers)} such,")
             if kept:
                 self._stream.copy(new.address, old.address, kept)
-            self._stream.clear(new.address + kept, size - kept)
+            if size > kept:
+                self._stream.clear(new.address + kept, size - kept)
             self._stream.synchronize()
             self._buffers[name] = new
             old.free()

@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.backends.tensorrt.planning import BoundStep, offsets
+from enginewright.runtime.backends.device.planning import BoundStep, offsets
 from enginewright.runtime.cuda.memory import DeviceBuffer, HostBuffer
 from enginewright.runtime.cuda.stream import Stream
 
 Buffer = TypeVar("Buffer", HostBuffer, DeviceBuffer)
+
+KEPT_LOGITS_ROWS = 64
+"""Rows of logits that memory is kept for; a step that wants more has its own."""
 
 
 class StepMemory:
@@ -65,6 +68,35 @@ class StepMemory:
     def free(self) -> None:
         """Give the memory back; twice is allowed."""
         self._owned.close()
+
+
+class PromptMemory:
+    """Memory of steps over prompts, which grows with them and is kept from one to the next."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._kept: StepMemory | None = None
+
+    def take(self, step: BoundStep) -> StepMemory:
+        """Memory for the step: what is kept, or larger; what is far too large is freed.
+
+        Raises DeviceError where there is none; then nothing is kept.
+        """
+        kept, size = self._kept, offsets(step.inputs)[1]
+        if kept is not None:
+            surplus = kept.rows > KEPT_LOGITS_ROWS >= step.logits_rows
+            if kept.fits(step) and not surplus:
+                return kept
+            size = max(size, kept.input_bytes)
+        self.free()  # first, as both together need not fit
+        self._kept = StepMemory(size, max(step.logits_rows, KEPT_LOGITS_ROWS), self._vocab_size)
+        return self._kept
+
+    def free(self) -> None:
+        """Give the memory back; twice is allowed."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.free()
 
 
 def _owned(stack: ExitStack, buffer: Buffer) -> Buffer:

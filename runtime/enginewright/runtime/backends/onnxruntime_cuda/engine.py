@@ -30,12 +30,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.backends.device.description import describe
+from enginewright.runtime.backends.device.planning import (
+    BoundStep,
+    EngineFacts,
+    bind,
+    decode_bytes,
+)
+from enginewright.runtime.backends.device.pool import DevicePool
+from enginewright.runtime.backends.device.step_memory import PromptMemory, StepMemory
 from enginewright.runtime.backends.onnxruntime_cuda.session import run_options
 from enginewright.runtime.backends.onnxruntime_session import LOAD_ERRORS
-from enginewright.runtime.backends.tensorrt.engine import describe
-from enginewright.runtime.backends.tensorrt.planning import BoundStep, EngineFacts, bind, offsets
-from enginewright.runtime.backends.tensorrt.pool import DevicePool
-from enginewright.runtime.backends.tensorrt.step_memory import StepMemory
 from enginewright.runtime.cuda.driver import Device, release_quietly
 from enginewright.runtime.cuda.stream import Stream
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
@@ -43,9 +48,6 @@ from enginewright.runtime.errors import DeviceCode, DeviceError
 
 ONNX_TYPES = {"float16": 10, "bfloat16": 16}
 """Of the cache, by the numbers that ONNX gives them: numpy has no bfloat16."""
-
-KEPT_LOGITS_ROWS = 64
-"""Rows of logits that memory is kept for; a step that wants more has its own."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,12 @@ class CudaEngine(Engine):
         self._facts = EngineFacts.of(entry)
         self._graphs = count(1)  # a number is never used again: its graph holds old addresses
         self._decodes: dict[int, Binding] = {}
-        self._owned = ExitStack()
-        self._pool = DevicePool(entry, stream)
-        self._prompt_memory = StepMemory(0, 0, self._info.vocab_size)
-        rows = self._info.max_batch
-        self._decode_memory = StepMemory(self._decode_bytes(), rows, self._info.vocab_size)
+        self._memory, self._owned = ExitStack(), ExitStack()
+        try:
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
 
     def own(self, owned: ExitStack) -> None:
         """Take over what is to be freed when the engine is closed: the stream, the device."""
@@ -94,7 +97,7 @@ class CudaEngine(Engine):
         self._device.use()
         step = bind(batch, self._facts, 0)
         decode = step.profile == "decode"
-        memory = self._decode_memory if decode else self._memory_for(step)
+        memory = self._decode_memory if decode else self._prompt_memory.take(step)
         memory.fill(step)
         memory.upload(step, self._stream)
         binding = self._decode_binding(step) if decode else self._prompt_binding(step, memory)
@@ -120,9 +123,18 @@ class CudaEngine(Engine):
         release_quietly(self._device.use)  # this may be another thread
         release_quietly(self._drop_decodes)
         self._session = None
-        for part in (self._pool, self._decode_memory, self._prompt_memory):
-            release_quietly(part.free)
+        self._memory.close()
         self._owned.close()
+
+    def _allocate(self) -> None:
+        """Everything but the cache, which the first ``resize`` makes."""
+        rows, vocab_size = self._info.max_batch, self._info.vocab_size
+        self._pool = DevicePool(self._entry, self._stream)
+        self._memory.callback(release_quietly, self._pool.free)
+        self._prompt_memory = PromptMemory(vocab_size)
+        self._memory.callback(release_quietly, self._prompt_memory.free)
+        self._decode_memory = StepMemory(decode_bytes(self._facts), rows, vocab_size)
+        self._memory.callback(release_quietly, self._decode_memory.free)
 
     def _run(self, binding: Binding) -> None:
         try:
@@ -157,24 +169,6 @@ class CudaEngine(Engine):
             io.bind_input(name, "cuda", 0, kind, shape, address)
             io.bind_output(f"{name}.out", "cuda", 0, kind, shape, address)
         return Binding(io, run_options(graph), total, graph)
-
-    def _memory_for(self, step: BoundStep) -> StepMemory:
-        """Memory for a prompt's step: what is kept, or larger; what is far too large is freed."""
-        kept = self._prompt_memory
-        surplus = kept.rows > KEPT_LOGITS_ROWS >= step.logits_rows
-        if surplus or not kept.fits(step):
-            size = max(kept.input_bytes, offsets(step.inputs)[1])
-            kept.free()
-            rows = max(step.logits_rows, KEPT_LOGITS_ROWS)
-            self._prompt_memory = StepMemory(size, rows, self._info.vocab_size)
-        return self._prompt_memory
-
-    def _decode_bytes(self) -> int:
-        """Bytes of the inputs of the largest decode step."""
-        rows = self._info.max_batch
-        ones, table = np.ones(rows, np.int32), np.zeros((rows, 1), np.int32)
-        ids = np.zeros((rows, 1), np.int64)
-        return offsets(bind(StepBatch(ids, ones, ones, table, ids[:, 0]), self._facts, 0).inputs)[1]
 
     def _drop_decodes(self) -> None:
         """Forget the bindings and graphs, which hold the pool's addresses."""

@@ -17,28 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import EngineEntry
-from enginewright.runtime.backends.tensorrt.executor import Binding, Executor, runtime_config
-from enginewright.runtime.backends.tensorrt.jit_cache import JitCache, JitKey
-from enginewright.runtime.backends.tensorrt.library import Messages
-from enginewright.runtime.backends.tensorrt.planning import (
+from enginewright.runtime.backends.device.description import describe
+from enginewright.runtime.backends.device.planning import (
     BoundStep,
     EngineFacts,
     ProfileName,
     bind,
-    block_size,
-    offsets,
+    decode_bytes,
 )
-from enginewright.runtime.backends.tensorrt.pool import DevicePool
-from enginewright.runtime.backends.tensorrt.step_memory import StepMemory
+from enginewright.runtime.backends.device.pool import DevicePool
+from enginewright.runtime.backends.device.step_memory import PromptMemory, StepMemory
+from enginewright.runtime.backends.tensorrt.executor import Binding, Executor, runtime_config
+from enginewright.runtime.backends.tensorrt.jit_cache import JitCache, JitKey
+from enginewright.runtime.backends.tensorrt.library import Messages
 from enginewright.runtime.cuda.driver import Device, release_quietly
 from enginewright.runtime.cuda.graph import Graph
 from enginewright.runtime.cuda.memory import DeviceBuffer
 from enginewright.runtime.cuda.stream import Stream
-from enginewright.runtime.doctor.needs import kv_bytes_per_token
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
-
-KEPT_LOGITS_ROWS = 64
-"""Rows of logits that memory is kept for; a step that wants more has its own."""
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
 
 
 @dataclass
@@ -91,7 +87,7 @@ class TensorRTEngine(Engine):
         assert int(batch.block_table.max()) < self._pool.blocks
         self._loaded.device.use()
         step = bind(batch, self._facts, self._pool.blocks)
-        memory = self._decode_memory if step.profile == "decode" else self._prefill_memory(step)
+        memory = self._decode_memory if step.profile == "decode" else self._prompt_memory.take(step)
         memory.fill(step)
         if step.profile == "decode":
             self._decode(step)
@@ -124,10 +120,10 @@ class TensorRTEngine(Engine):
         self._free_at_end(self._stream.close)
         self._pool = DevicePool(self._entry, self._stream)
         self._free_at_end(self._pool.free)
-        self._decode_memory = StepMemory(self._decode_bytes(), rows, self._info.vocab_size)
+        self._decode_memory = StepMemory(decode_bytes(self._facts), rows, self._info.vocab_size)
         self._free_at_end(self._decode_memory.free)
-        self._prompt_memory = StepMemory(0, 0, self._info.vocab_size)
-        self._free_at_end(self._drop_prompt_memory)
+        self._prompt_memory = PromptMemory(self._info.vocab_size)
+        self._free_at_end(self._prompt_memory.free)
         self._scratch = DeviceBuffer(loaded.engine.device_memory_size_v2, "TensorRT's scratch")
         self._free_at_end(self._scratch.free)
         self._configs = {
@@ -151,15 +147,6 @@ class TensorRTEngine(Engine):
         index = [each.name for each in nvidia.profiles].index(profile)
         config = self._configs[profile]
         return Executor(loaded.engine, config, index, self._scratch, loaded.messages)
-
-    def _decode_bytes(self) -> int:
-        """Bytes of the inputs of the largest decode step."""
-        rows, table = self._info.max_batch, np.zeros((1, 1), np.int32)
-        ones = np.ones(rows, np.int32)
-        batch = StepBatch(
-            np.zeros((rows, 1), np.int64), ones, ones, table, np.zeros(rows, np.int64)
-        )
-        return offsets(bind(batch, self._facts, 0).inputs)[1]
 
     def _decode(self, step: BoundStep) -> None:
         """Replay the bucket's graph; the first time, run and then capture it."""
@@ -195,20 +182,6 @@ class TensorRTEngine(Engine):
         for output, name in nvidia.aliases.items():
             yield output, addresses[name], None
 
-    def _prefill_memory(self, step: BoundStep) -> StepMemory:
-        """Memory for the step: what is kept, or larger; what is far too large is not kept."""
-        kept = self._prompt_memory
-        surplus = kept.rows > KEPT_LOGITS_ROWS >= step.logits_rows
-        if surplus or not kept.fits(step):
-            size = max(kept.input_bytes, offsets(step.inputs)[1])
-            kept.free()
-            rows = max(step.logits_rows, KEPT_LOGITS_ROWS)
-            self._prompt_memory = StepMemory(size, rows, self._info.vocab_size)
-        return self._prompt_memory
-
-    def _drop_prompt_memory(self) -> None:
-        self._prompt_memory.free()
-
     def _drop_graphs(self) -> None:
         self._stream.synchronize()
         for bucket in self._buckets.values():
@@ -221,21 +194,3 @@ class TensorRTEngine(Engine):
         for bucket in self._buckets.values():
             bucket.executor.close()
         self._buckets.clear()
-
-
-def describe(entry: EngineEntry, *, chunk_invariant: bool) -> EngineInfo:
-    """What the engine declares of itself."""
-    per_token = kv_bytes_per_token(entry.kv)
-    assert per_token is not None, entry.kv.dtype
-    steps = entry.steps
-    return EngineInfo(
-        vocab_size=entry.vocab_size,
-        max_context=entry.limits.max_context,
-        max_batch=entry.limits.max_batch,
-        steps=StepSupport(steps.decode, steps.prefill, steps.extend, steps.tokens),
-        kv_layout=entry.kv.layout,
-        kv_bytes_per_token=per_token,
-        batch_invariant=entry.batch_invariant,
-        chunk_invariant=chunk_invariant,
-        kv_block_size=block_size(entry),
-    )
