@@ -129,14 +129,6 @@ def test_a_change_that_the_recipe_does_not_allow_is_a_failure(tmp_path: Path) ->
     assert result.stderr.startswith("error: ")
 
 
-def test_a_precision_that_a_peer_lacks_is_wrong_usage(tiny_artifact: Path) -> None:
-    arguments = ["bench", "peers", str(tiny_artifact), "--precision", "int3"]
-    result = CliRunner().invoke(main, arguments)
-
-    assert result.exit_code == 2
-    assert "--precision int3: onnxruntime-genai has fp32, int8, int4" in result.stderr
-
-
 def test_a_misspelt_verb_is_answered_by_the_nearest() -> None:
     assert "Did you mean 'inspect'?" in CliRunner().invoke(main, ["inspekt"]).output
 

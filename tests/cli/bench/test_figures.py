@@ -12,10 +12,9 @@ import click
 import pytest
 
 from enginewright.cli.bench.children import Sample
-from enginewright.cli.bench.comparison import OURS, Comparison, ratios
 from enginewright.cli.bench.machine import Busy, disturbance, memory
-from enginewright.cli.bench.stats import Figure, figures_data
-from enginewright.cli.bench.turns import Samples, remark, take_turns
+from enginewright.cli.bench.stats import Figure, figures_data, shares_of
+from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.bench.workload import Workload, figures, make_workload
 from enginewright.runtime.artifact.artifact import Artifact
 
@@ -129,38 +128,13 @@ def test_on_a_busy_machine_all_samples_are_kept_and_that_is_said() -> None:
     assert "too few were clean" in str(remark("A", taken))
 
 
-def test_ratios_are_ours_over_theirs() -> None:
-    found = {
-        OURS: [Figure("decode", "tokens/s", (300.0,)), Figure("ours alone", "s", (1.0,))],
-        "peer": [Figure("decode", "tokens/s", (200.0,)), Figure("theirs alone", "s", (1.0,))],
-    }
-    assert ratios(found) == {"peer": {"decode": 1.5}}
+def test_percentiles_are_taken_within_each_sample() -> None:
+    found = shares_of("gaps", [[i / 1000 for i in range(1, 102)], [], [0.5]])
 
-
-def test_agreement_counts_greedy_tokens_up_to_the_first_difference() -> None:
-    checked = {OURS: [[1, 2, 3], [4, 5, 6]], "peer": [[1, 9, 3], [9, 5, 6]]}
-    taken = {name: Samples([sample(checked=ids)], 0, noisy=False) for name, ids in checked.items()}
-    compared = Comparison("tiny", WORK, taken, expected=[[1, 2, 3], [4, 5, 9]])
-
-    assert compared.agreement() == {OURS: 5 / 6, "peer": 1 / 6}
-    assert Comparison("tiny", WORK, taken, expected=[]).agreement() == {}
-
-
-def test_the_page_puts_engines_side_by_side() -> None:
-    taken = {
-        OURS: Samples([sample(checked=[], decode_s=1.0)], 0, noisy=False),
-        "peer int8": Samples([sample(checked=[], batch_s=None)], 2, noisy=False),
-    }
-    compared = Comparison("tiny", WORK, taken, expected=[])
-    lines = list(compared.page())
-
-    (rows,) = (line.splitlines() for line in lines if line.startswith("measure"))
-    decode = next(row for row in rows if row.startswith("decode, 1 row"))
-    assert decode.split("  ")[-1].strip() == "2.00x"
-    batch = next(row for row in rows if row.startswith("decode, 8 rows"))
-    assert "x" not in batch.removeprefix("decode, 8 rows (tokens/s)"), "the peer has no such figure"
-    assert any("peer int8: 2 samples" in line for line in lines)
-    assert compared.as_data()["ours_over_theirs"]["peer int8"]["decode, 1 row"] == 2
+    assert [one.name for one in found] == ["gaps, p50", "gaps, p90", "gaps, p99"]
+    assert [one.samples[0] for one in found] == pytest.approx([51, 91, 100])
+    assert [one.samples[1] for one in found] == [500, 500, 500]
+    assert shares_of("gaps", [[]]) == []
 
 
 def test_disturbance_is_what_others_took(monkeypatch: pytest.MonkeyPatch) -> None:

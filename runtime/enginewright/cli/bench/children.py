@@ -1,11 +1,7 @@
 """Samples are taken in child processes, one at a time: a workload goes in, one JSON line comes out.
 
-A worker is a script that reads a workload (JSON) from stdin and prints one line of JSON:
-
-    {"load_s", "first_token_s", "decode_s", "batch_s" (or null), "checked"}
-
-``decode_s`` is the time of n + 1 tokens less the time of one, so of n tokens after the first;
-``batch_s`` the same for several rows; ``checked`` the greedy tokens after each check prompt.
+A worker is a script that reads a workload (JSON) from stdin; each says in its first lines what it
+takes and what it prints. workers/measure.py runs any of several engines.
 """
 
 from __future__ import annotations

@@ -1,99 +1,176 @@
-"""Engines beside each other: medians, ratios, and whether they write what the model writes."""
+"""Engines beside each other: what each work took, and how many times better the best of ours is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.cli.bench import machine
+from enginewright.cli.bench.quality import Quality
 from enginewright.cli.bench.stats import Figure, figures_data
-from enginewright.cli.bench.turns import Samples, remark
-from enginewright.cli.bench.workload import Workload, figures
-from enginewright.cli.text import table
-
-OURS = "enginewright"
+from enginewright.cli.bench.turns import DISTURBED, Samples
+from enginewright.cli.bench.works import Work
+from enginewright.cli.text import number, table
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Samples by engine, ours first. ``expected``: the greedy tokens of the Hugging Face model
-    for the workload's check prompts; empty where the artifact stores none.
-    """
+class Entrant:
+    """One engine with one model. ``weights``: their bytes; ``quality`` None: not measured."""
 
-    name: str
-    work: Workload
-    taken: Mapping[str, Samples]
-    expected: Sequence[Sequence[int]]
+    label: str
+    ours: bool
+    weights: int
+    quality: Quality | None = None
 
     @property
-    def found(self) -> dict[str, list[Figure]]:
-        return {name: figures(self.work, samples.used) for name, samples in self.taken.items()}
+    def grade(self) -> str:
+        return "" if self.quality is None else self.quality.grade
+
+    @property
+    def lossy(self) -> bool:
+        return self.quality is not None and not self.quality.near_lossless
+
+
+@dataclass(frozen=True)
+class Result:
+    """One work: a figure of each entrant that did it, by label."""
+
+    work: Work
+    entrants: Mapping[str, Entrant]
+    figures: Mapping[str, Figure]
+
+    def best(self, *, ours: bool, lossy: bool = False) -> str | None:
+        """The label of the best median on one side, among those that lose no quality."""
+        found = [
+            label
+            for label in self.figures
+            if self.entrants[label].ours == ours and self.entrants[label].lossy == lossy
+        ]
+        pick = max if self.work.more_is_better else min
+        return pick(found, key=lambda label: self.figures[label].median) if found else None
+
+    def leads(self) -> dict[str, float]:
+        """By peer: how many times better the best of ours is."""
+        ours = self.best(ours=True)
+        if ours is None:
+            return {}
+        mine = self.figures[ours].median
+        return {
+            label: self.work.ratio(mine, figure.median)
+            for label, figure in self.figures.items()
+            if not self.entrants[label].ours
+        }
 
     def as_data(self) -> dict[str, Any]:
         """Plain data for --json."""
         return {
-            "artifact": self.name,
-            "threads": self.work.threads,
+            "title": self.work.title,
+            "engines": figures_data(list(self.figures.values())),
+            "best_of_ours": self.best(ours=True),
+            "best_near_lossless_peer": self.best(ours=False),
+            "times_better": self.leads(),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results. ``absent``: engines that were not measured, by label, and why."""
+
+    name: str
+    threads: int
+    entrants: Mapping[str, Entrant]
+    works: Mapping[str, Work]
+    taken: Mapping[str, Mapping[str, Samples]]
+    """By work and label."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> list[Result]:
+        return [self._result(self.works[name], taken) for name, taken in self.taken.items()]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for --json."""
+        return {
+            "model": self.name,
+            "threads": self.threads,
             "machine": machine.describe(),
-            "engines": {name: figures_data(found) for name, found in self.found.items()},
-            "ours_over_theirs": ratios(self.found),
-            "greedy_agreement": self.agreement(),
-            "disturbed_samples": {name: one.disturbed for name, one in self.taken.items()},
+            "quality": {e.label: e.quality.as_data() for e in self.entrants.values() if e.quality},
+            "works": {result.work.name: result.as_data() for result in self.results},
+            "not_measured": dict(self.absent),
+            "disturbed_samples": {
+                work: {label: one.disturbed for label, one in taken.items()}
+                for work, taken in self.taken.items()
+            },
         }
 
     def page(self) -> Iterator[str]:
         """Lines for people."""
         where = machine.describe()
-        yield f"{self.name}, {self.work.threads} threads, in turns; medians (least - most)"
-        yield f"{where['processor']}, {where['cores']} cores\n"
-        yield _table(self.found)
-        yield ""
-        for name, share in self.agreement().items():
-            yield f"{name}: {share:.0%} of greedy tokens as the Hugging Face model's"
-        yield from filter(None, (remark(name, one) for name, one in self.taken.items()))
+        yield f"{self.name}, {self.threads} threads, in turns; medians (least - most)"
+        yield f"{where['processor']}, {where['cores']} cores"
+        if any(entrant.quality for entrant in self.entrants.values()):
+            yield f"\n{quality_table(self.entrants)}"
+        for result in self.results:
+            yield f"\n{result_table(result)}"
+        if self.results:
+            yield f"\n{summary(self.results)}"
+        yield from (f"not measured: {name}: {why}" for name, why in self.absent.items())
+        for work, taken in self.taken.items():
+            if disturbed := [label for label, one in taken.items() if one.noisy]:
+                yield (
+                    f"{self.works[work].title}: too few samples in which other processes took less "
+                    f"than {DISTURBED:.0%} of the machine; all are kept of {', '.join(disturbed)}"
+                )
 
-    def agreement(self) -> dict[str, float]:
-        """By engine, the share of greedy tokens up to each prompt's first difference."""
-        if not self.expected:
-            return {}
-        total = sum(map(len, self.expected))
-        return {
-            name: sum(map(_common, one.used[0].said["checked"], self.expected)) / total
-            for name, one in self.taken.items()
-        }
-
-
-def ratios(found: Mapping[str, Sequence[Figure]]) -> dict[str, dict[str, float]]:
-    """Our median over the peer's, by peer and figure, where both have one."""
-    ours = {figure.name: figure.median for figure in found[OURS]}
-    return {
-        name: {
-            figure.name: ours[figure.name] / figure.median
-            for figure in theirs
-            if figure.name in ours and figure.median
-        }
-        for name, theirs in found.items()
-        if name != OURS
-    }
+    def _result(self, work: Work, taken: Mapping[str, Samples]) -> Result:
+        figures = {}
+        for label, samples in taken.items():
+            weights = self.entrants[label].weights
+            values = tuple(work.figure(one, weights) for one in samples.used)
+            figures[label] = Figure(label, work.unit, values)
+        return Result(work, self.entrants, figures)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first elements are equal."""
-    pairs = enumerate(zip(one, other, strict=True))
-    return next((at for at, (a, b) in pairs if a != b), len(one))
+def quality_table(entrants: Mapping[str, Entrant]) -> str:
+    rows = [
+        (
+            entrant.label,
+            f"{entrant.quality.top1:.3f}",
+            f"{entrant.quality.perplexity:.3f}",
+            f"{entrant.quality.increase:+.2%}",
+            entrant.grade,
+        )
+        for entrant in entrants.values()
+        if entrant.quality is not None
+    ]
+    return table(("quality", "top-1", "perplexity", "change", "class"), rows)
 
 
-def _table(found: Mapping[str, Sequence[Figure]]) -> str:
-    over = ratios(found)
-    header, rows = ["measure", OURS], []
-    for name in over:
-        header += [name, "ours / theirs"]
-    for figure in found[OURS]:
-        row = [f"{figure.name} ({figure.unit})", figure.cell()]
-        for name, ratio in over.items():
-            theirs = [one for one in found[name] if one.name == figure.name]
-            row.append(theirs[0].cell() if theirs else "")
-            row.append(f"{ratio[figure.name]:.2f}x" if figure.name in ratio else "")
-        rows.append(row)
-    return table(header, rows)
+def result_table(result: Result) -> str:
+    leads = result.leads()
+    rows = [
+        (
+            label,
+            result.entrants[label].grade,
+            figure.cell(),
+            f"{leads[label]:.2f}x" if label in leads else "",
+        )
+        for label, figure in result.figures.items()
+    ]
+    return table((result.work.title, "class", result.work.unit, "the best of ours is better"), rows)
+
+
+def summary(results: list[Result]) -> str:
+    """One line a work: the best of ours beside the best peer of the same class."""
+    rows = []
+    for result in results:
+        ours, theirs = result.best(ours=True), result.best(ours=False)
+        lead = f"{result.leads()[theirs]:.2f}x" if ours and theirs else ""
+        named = [_named(result, label) for label in (ours, theirs)]
+        rows.append((f"{result.work.title} ({result.work.unit})", *named, lead))
+    return table(("near-lossless only", "best of ours", "best of the peers", "better"), rows)
+
+
+def _named(result: Result, label: str | None) -> str:
+    return "none" if label is None else f"{number(result.figures[label].median)}, {label}"

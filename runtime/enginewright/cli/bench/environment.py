@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -57,23 +57,37 @@ def bench_folder(name: str) -> Path:
     return folder
 
 
-def environment(folder: Path, requirements: Sequence[str]) -> Environment:
-    """The environment with exactly these requirements in ``folder``, made if it is not there."""
+def environment(
+    folder: Path,
+    requirements: Sequence[str],
+    *,
+    unwanted: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Environment:
+    """The environment with exactly these requirements in ``folder``, made if it is not there.
+
+    ``unwanted`` are packages that come along and are taken out again; ``variables`` tell pip how to
+    compile what has no wheel.
+    """
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as scratch:
             made = Environment(Path(scratch) / "environment")
             venv.create(made.folder, with_pip=False, symlinks=os.name != "nt")
-            pip("--python", str(made.python), "install", "--quiet", *requirements)
+            into = ("--python", str(made.python))
+            pip(*into, "install", "--quiet", *requirements, variables=variables)
+            if unwanted:
+                pip(*into, "uninstall", "--quiet", "--yes", *unwanted)
             made.folder.rename(folder)
     return Environment(folder)
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, variables: Mapping[str, str] | None = None) -> None:
     """Run this environment's pip; raises EnginewrightError with its last words."""
     command = [sys.executable, "-m", "pip", *arguments]
     if importlib.util.find_spec("pip") is None:
         raise EnginewrightError(f"{sys.executable} has no pip: install pip into it")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = {**os.environ, **(variables or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-8:])
         raise EnginewrightError(f"pip {' '.join(arguments)}: exit status {done.returncode}\n{tail}")

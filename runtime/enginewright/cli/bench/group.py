@@ -8,9 +8,16 @@ from enginewright.cli.lazy import LazyGroup, Verb
 
 VERBS = {
     "speed": Verb("enginewright.cli.bench.speed", "Prefill, decode, first token, load, memory."),
+    "latency": Verb("enginewright.cli.bench.latency", "One stream: first token, between tokens."),
+    "throughput": Verb("enginewright.cli.bench.throughput", "Many streams of mixed lengths."),
+    "memory": Verb("enginewright.cli.bench.memory", "Loaded, after a prompt, after many rows."),
+    "roofline": Verb("enginewright.cli.bench.roofline", "Steps beside what memory allows."),
     "startup": Verb("enginewright.cli.bench.startup", "Process start, import, environment's size."),
     "sampler": Verb("enginewright.cli.bench.sampler", "The cost of choosing a step's tokens."),
     "reuse": Verb("enginewright.cli.bench.reuse", "What sharing the KV cache saves and costs."),
+    "speculation": Verb(
+        "enginewright.cli.bench.speculation", "Drafted tokens beside plain decoding."
+    ),
     "peers": Verb("enginewright.cli.bench.peers", "Beside another engine, in turns."),
 }
 

@@ -9,27 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.runtime.cores import available_cores
+from enginewright.runtime.processor import processor_name
 
 _PROC = Path("/proc")
 
 
 def describe() -> dict[str, Any]:
     """What a reader must know of the machine to place the figures."""
-    return {"processor": _processor(), "cores": cores(), "system": platform.platform()}
+    return {"processor": processor_name(), "cores": cores(), "system": platform.platform()}
 
 
 def cores() -> int:
     """The threads that an engine takes where no number is given."""
     return available_cores()
-
-
-def _processor() -> str:
-    try:
-        lines = (_PROC / "cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def memory(pid: int) -> dict[str, int]:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from enginewright.cli.bench.environment import bench_folder, environment, pip
+from enginewright.cli.bench.environment import bench_folder, environment
+from enginewright.cli.bench.source import PeerSource
 from enginewright.runtime.errors import EnginewrightError
 
 
 @dataclass(frozen=True)
-class Peer:
+class PeerModel:
+    """A peer with a model: what starts its worker, and how large the weights are."""
+
+    python: Path
+    worker: str
+    path: Path
+    weight_bytes: int
+
+
+class Peer(ABC):
     """One engine. ``requirement`` is pinned; ``worker`` is its module in workers/.
 
-    ``convert(folder, checkpoint, output, precision)`` writes its model from a Hugging Face
-    checkpoint with the peer's own builder; ``folder`` is where the peer keeps its things.
+    ``precisions``: those that it is measured in, by default; ``variables``: for pip.
     """
 
-    requirement: str
-    worker: str
-    precisions: tuple[str, ...]
-    convert: Callable[[Path, Path, Path, str], None]
+    requirement: ClassVar[str]
+    worker: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+    others: ClassVar[tuple[str, ...]] = ()
+    """Further precisions, measured when they are asked for."""
+    variables: ClassVar[Mapping[str, str]] = {}
 
     @property
     def folder(self) -> Path:
@@ -37,45 +46,27 @@ class Peer:
 
     def python(self) -> Path:
         """The interpreter of its own environment, which is made if need be."""
-        return environment(self.folder / "environment", [self.requirement]).python
+        place = self.folder / "environment"
+        return environment(place, [self.requirement], variables=self.variables).python
 
-    def model(self, checkpoint: Path, precision: str) -> Path:
-        """Its model of a checkpoint, converted if need be."""
-        path = self.folder / f"{checkpoint.name}-{precision}"
+    def model(self, source: PeerSource, precision: str) -> PeerModel:
+        """Its model of a source, converted if need be; raises EnginewrightError if it has none."""
+        legal = self.precisions + self.others
+        if precision not in legal:
+            raise EnginewrightError(f"has no {precision}; it has {', '.join(legal)}")
+        python = self.python()
+        path = self.folder / f"{source.key}-{precision}"
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=self.folder, prefix="making-") as scratch:
                 made = Path(scratch) / "model"
-                self.convert(self.folder, checkpoint, made, precision)
+                self.convert(source, made, precision)
                 made.rename(path)
-        return path
+        return PeerModel(python, self.worker, path, self.weight_bytes(path))
 
+    @abstractmethod
+    def convert(self, source: PeerSource, output: Path, precision: str) -> None:
+        """Write its model with the peer's own tools to ``output``, a file or folder of its own."""
 
-def _convert_genai(folder: Path, checkpoint: Path, output: Path, precision: str) -> None:
-    """Its builder needs torch and transformers, which this environment has: it is put beside."""
-    beside = folder / "builder"
-    if not beside.exists():
-        pip("install", "--quiet", "--no-deps", "--target", str(beside), GENAI.requirement)
-    scratch = output.parent / "cache"
-    module = "onnxruntime_genai.models.builder"
-    command = [sys.executable, "-m", module, "-i", str(checkpoint), "-o", str(output)]
-    command += ["-p", precision, "-e", "cpu", "-c", str(scratch)]
-    run_tool(command, {**os.environ, "PYTHONPATH": str(beside), "HF_HUB_OFFLINE": "1"})
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def run_tool(command: list[str], env: dict[str, str]) -> None:
-    """Run another project's program; raises EnginewrightError with its last words."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise EnginewrightError(f"{' '.join(command)}: exit status {done.returncode}\n{tail}")
-
-
-GENAI = Peer(
-    requirement="onnxruntime-genai==0.18.0",
-    worker="onnxruntime_genai_engine",
-    precisions=("fp32", "int8", "int4"),
-    convert=_convert_genai,
-)
-
-PEERS = {"onnxruntime-genai": GENAI}
+    @abstractmethod
+    def weight_bytes(self, model: Path) -> int:
+        """The size of what holds the weights."""

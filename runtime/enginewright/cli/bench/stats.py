@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from enginewright.cli.text import number
+
+SHARES = (50, 90, 99)
+"""The percentiles that are told of many times."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class Figure:
             "max": max(self.samples),
             "samples": list(self.samples),
         }
+
+
+def shares_of(name: str, seconds: Sequence[Sequence[float]]) -> list[Figure]:
+    """Percentiles in milliseconds of the times of each sample; without times, none."""
+    told = [times for times in seconds if times]
+    return [
+        Figure(f"{name}, p{share}", "ms", tuple(float(np.percentile(t, share)) * 1e3 for t in told))
+        for share in SHARES
+        if told
+    ]
 
 
 HEADER = ("measure", "median", "min - max")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
 from enginewright.cli.bench.children import Sample
 from enginewright.cli.bench.stats import Figure
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 
 DECODE_PROMPT = 32
@@ -31,13 +32,11 @@ class Workload:
     decode_prompts: list[list[int]]
     """The first one alone, then all of them together if there is more than one."""
     decode_tokens: int
-    check_prompts: list[list[int]] = field(default_factory=list)
-    """Continued by ``check_tokens`` tokens, untimed: do engines write what the model writes?"""
-    check_tokens: int = 0
 
     def at(self, model: str) -> dict[str, Any]:
         """Plain data for a worker that loads ``model``."""
-        return {**asdict(self), "model": model}
+        task = {"task": "speed", "rows": 0, "context": 0, "reuse": False}
+        return {**asdict(self), **task, "model": model}
 
 
 def make_workload(
@@ -77,6 +76,17 @@ def make_workload(
 def most_rows(engine: EngineEntry) -> int:
     """How many rows a decode step takes."""
     return min(engine.limits.max_batch, engine.steps.decode)
+
+
+def weight_files(artifact: Artifact) -> list[str]:
+    """The files of the preferred engine's weights: all of its own but graph and operators."""
+    engine = artifact.engine()
+    return [name for name in engine.files if name not in (engine.model, engine.library)]
+
+
+def weight_bytes(artifact: Artifact) -> int:
+    """Their size."""
+    return sum(artifact.manifest.files[name].size for name in weight_files(artifact))
 
 
 def ordinary_ids(manifest: Manifest, engine: EngineEntry) -> list[int]:

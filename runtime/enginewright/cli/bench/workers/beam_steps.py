@@ -13,11 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from enginewright.runtime import LLM, BeamSearchParams
-from enginewright.runtime.engine import BlockCopy, Engine, StepBatch
+from enginewright.runtime.engine import BlockCopy, Engine, StepBatch, StepLogits
 
 TEXT = """The ferry left the harbour at seven in the morning, an hour after the fishing boats. On
 deck stood a teacher with two heavy cases, a family on its way to a wedding, and an old man who had
@@ -56,7 +53,7 @@ class Recorder:
         engine.step = self.step  # type: ignore[method-assign]
         engine.copy_blocks = self.copy_blocks  # type: ignore[method-assign]
 
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         started = time.perf_counter()
         logits = self._step(batch)
         done, self._next = self._next, Step()

@@ -1,19 +1,39 @@
-"""Our own runtime, for measure.py."""
+"""Our own runtime, for measure.py; ``model`` is an artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from enginewright.runtime import LLM, SamplingParams
 
 
-def open_engine(model: str, threads: int) -> Callable[[list[list[int]], int], list[int]]:
-    """Load the artifact at ``model``; see measure.py for what is returned."""
-    from enginewright.runtime import LLM, SamplingParams
+class Engine:
+    """See measure.py."""
 
-    # What is measured is computing a prompt, not knowing it from the run before.
-    llm = LLM(model, threads=threads, generation_config="vllm", enable_prefix_caching=False)
+    def __init__(self, model: str, threads: int, rows: int, context: int, reuse: bool) -> None:
+        self._llm = LLM(
+            model,
+            threads=threads,
+            max_batch=rows or None,
+            max_context=context or None,
+            enable_prefix_caching=reuse,
+            generation_config="vllm",
+        )
 
-    def generate(prompts: list[list[int]], tokens: int) -> list[int]:
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        return llm.generate(prompts, params)[0].outputs[0].token_ids
+    def generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        return [o.outputs[0].token_ids for o in self._llm.generate(prompts, _greedy(tokens))]
 
-    return generate
+    def stream(self, prompt: list[int], tokens: int, tick: Callable[[], None]) -> list[int]:
+        answer: list[int] = []
+        for news in self._llm.stream(prompt, _greedy(tokens)):
+            answer += news.outputs[0].token_ids
+            tick()
+        return answer
+
+    def score(self, ids: list[int]) -> Any:
+        return self._llm.logits(ids)
+
+
+def _greedy(tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)

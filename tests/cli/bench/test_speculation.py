@@ -1,0 +1,56 @@
+"""``bench speculation``: its arithmetic, its worker, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from enginewright.cli.bench.children import Sample
+from enginewright.cli.bench.speculation import QUESTIONS, figures
+from enginewright.cli.main import main
+
+ANSWER = {
+    "plain_s": [1.0, 3.0],
+    "fast_s": [0.5, 1.5],
+    "tokens": 101,
+    "same": True,
+    "drafted": 80,
+    "accepted": 60,
+}
+
+
+def samples(*answers: dict[str, Any]) -> list[Sample]:
+    said = [{"answers": [ANSWER | each] * len(QUESTIONS)} for each in answers]
+    return [Sample(one, 0.0, 1.0, None, None, 0.0) for one in said]
+
+
+def test_a_sample_is_told_by_the_token() -> None:
+    told = {one.name: one for one in figures(samples({}, {"fast_s": [1.0, 1.0], "accepted": 40}))}
+    assert told["repeat, plain"].samples == (20.0, 20.0)
+    assert told["repeat, speculated"].samples == (10.0, 10.0)
+    assert told["chat, speed"].samples == (2.0, 2.0)
+    assert told["chat, accepted"].samples == (75.0, 50.0)
+
+
+def test_what_was_never_drafted_has_no_share() -> None:
+    told = {one.name for one in figures(samples({"drafted": 0, "accepted": 0}))}
+    assert "chat, accepted" not in told
+    assert "chat, speed" in told
+
+
+def test_an_answer_that_changed_is_an_error() -> None:
+    with pytest.raises(click.ClickException, match="repeat: speculation changed the answer"):
+        figures(samples({"same": False}))
+
+
+def test_it_measures_an_artifact(tiny_artifact: Path) -> None:
+    arguments = ["bench", "speculation", str(tiny_artifact), "--tokens", "8", "--rounds", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--runs", "1", "--threads", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)["figures"]
+    assert {f"{name}, speed" for name in QUESTIONS} <= said.keys()
