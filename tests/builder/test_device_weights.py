@@ -35,15 +35,17 @@ def _tensors(form: Form, parts) -> dict[str, DeviceTensor]:
 
 
 def _meaning(form: Form, tensors: dict[str, DeviceTensor]) -> np.ndarray:
-    codes = tensors["codes"].numpy().astype(np.float32)
-    scales = tensors["scales"].numpy().astype(np.float32)
+    told = {name: tensor.numpy().astype(np.float32) for name, tensor in tensors.items()}
+    if form.turned:
+        told = {name: array.T for name, array in told.items()}
+    codes, scales = told["codes"], told["scales"]
     if "scale" in tensors:
         scales = scales * np.float32(tensors["scale"].numpy())
     if form.block_size == 0:
         return codes * scales[:, None]
     blocks = codes.reshape(len(codes), -1, form.block_size) * scales[..., None]
     if "corrections" in tensors:
-        blocks = blocks + tensors["corrections"].numpy().astype(np.float32)[..., None]
+        blocks = blocks + told["corrections"][..., None]
     return blocks.reshape(codes.shape)
 
 
@@ -57,8 +59,9 @@ def _meaning(form: Form, tensors: dict[str, DeviceTensor]) -> np.ndarray:
         ("nvfp4", 16, 0.1),
     ],
 )
-def test_rounded(values, kind, block_size, error):
-    form = Form(kind, values.shape, block_size)
+@pytest.mark.parametrize("turned", [False, True])
+def test_rounded(values, kind, block_size, error, turned):
+    form = Form(kind, values.shape, block_size, turned=turned)
     tensors = _tensors(form, rounded_parts(ArrayWeight(values), form, "w"))
     for tensor in tensors.values():
         assert tensor.numpy().shape == tuple(tensor.shape)
@@ -91,8 +94,9 @@ def test_numbers_of_a_format_are_kept_exactly():
     np.testing.assert_array_equal(_meaning(form, _tensors(form, parts)), eights)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("case", ["middle", "uniform", "zeros", "offsets"])
-def test_stored_blocks_mean_what_they_meant(case):
+def test_stored_blocks_mean_what_they_meant(case, turned):
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 16, (ROWS, INPUTS)).astype(np.uint8)
     shape = (ROWS, INPUTS // 32)
@@ -110,7 +114,7 @@ def test_stored_blocks_mean_what_they_meant(case):
     )
     parts = int4_parts(blocks)
     assert ("corrections" in parts) == (case != "middle")
-    form = Form("int4", (ROWS, INPUTS), 32, case != "middle")
+    form = Form("int4", (ROWS, INPUTS), 32, case != "middle", turned=turned)
     got = _meaning(form, _tensors(form, parts))
     if case == "middle":
         np.testing.assert_array_equal(got, blocks.dequantize())

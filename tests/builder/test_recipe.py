@@ -84,6 +84,19 @@ def test_overrides_reach_nested_fields() -> None:
     assert recipe.thresholds.max_mean_kl == 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16", "int8"])
+def test_the_cpu_stores_keys_and_values_in(dtype: str) -> None:
+    made = make_recipe(plain(kv_cache={"dtype": dtype, "block_size": 64})).kv_cache
+    assert made is not None
+    assert (made.dtype, made.block_size) == (dtype, 64)
+
+
+def test_the_cpu_has_no_other_cache() -> None:
+    said = message(kv_cache={"dtype": "fp8"})
+    assert "target cpu stores auto, float32, float16, int8" in said
+    assert "blocks of 32, 64 or 128" in message(kv_cache={"block_size": 16})
+
+
 @pytest.mark.parametrize("override", ["precision", "=int8", "limits..max_context=1", "name.x=1"])
 def test_an_override_of_another_form_is_an_error(override: str) -> None:
     path = SHIPPED / "smollm2-135m-instruct-cpu-fp32.yaml"

@@ -76,12 +76,16 @@ def test_a_precision_that_all_capabilities_have_is_legal(precision: str, wanted:
     [
         ("attention", "native", "tensorrt_rtx or tensorrt"),
         ("capabilities", [8.6], "tensorrt_rtx"),
-        ("kv_cache", {"dtype": "int8"}, "tensorrt_rtx or tensorrt"),
+        ("kv_cache", {"dtype": "int8"}, "cpu or tensorrt_rtx or tensorrt"),
+        ("logits", "device", "tensorrt_rtx or tensorrt"),
+        ("top_logits", 64, "tensorrt_rtx or tensorrt"),
         ("tensorrt", {"version_compatible": True}, "tensorrt"),
     ],
 )
 def test_a_field_of_another_target_is_told_whose_it_is(field: str, value: Any, known: str) -> None:
     for target, precision in (("cpu", "int8"), ("cuda", "fp16")):
+        if target in known.split(" or "):
+            continue
         said = message(target=target, precision=precision, **{field: value})
         assert f"{field}: " in said
         assert f"it is for target {known}, not for {target}" in said
@@ -112,9 +116,21 @@ def test_the_cache_is_the_plugin_s() -> None:
     assert "it must be 16, 32, 64 or 128" in message(
         attention="plugin", kv_cache={"block_size": 20}
     )
-    assert "it must be 'auto', 'int8' or 'fp8'" in message(
-        attention="plugin", kv_cache={"dtype": "int4"}
+    assert "target tensorrt_rtx stores auto, int8, fp8" in message(
+        attention="plugin", kv_cache={"dtype": "float16"}
     )
+    assert "'int4' is not legal" in message(attention="plugin", kv_cache={"dtype": "int4"})
+
+
+def test_how_many_logits_come_from_the_device() -> None:
+    made = recipe(logits="device", top_logits=128)
+    assert (made.logits, made.top_logits) == ("device", 128)
+    assert recipe(logits="host").top_logits is None
+    assert "top_logits goes with logits: device" in message(top_logits=128)
+    assert "top_logits goes with logits: device" in message(top_logits=128, logits="host")
+    assert "it must be 'host' or 'device'" in message(logits="gpu")
+    for bad in (1, 3841, True):
+        assert "top_logits: " in message(logits="device", top_logits=bad)
 
 
 def test_fp32_is_no_precision_of_a_gpu() -> None:

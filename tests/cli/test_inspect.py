@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import FileEntry, PluginEntry, seal
+from enginewright.runtime.artifact.manifest import FileEntry, PluginEntry, TensorEntry, seal
 
 
 def test_the_page_names_what_the_artifact_holds(tiny_artifact: Path) -> None:
@@ -107,3 +107,14 @@ def test_plugins_are_shown_with_their_kernels(rtx_artifact: Path) -> None:
 
     assert "plugin       enginewright::Attention 1, 2 kernels, ABI 0123abcd" in lines
     assert "capabilities 8.6 and later" in lines
+
+
+def test_logits_that_stay_on_the_device_are_shown(rtx_artifact: Path) -> None:
+    manifest = Artifact.open(rtx_artifact).manifest
+    [engine] = manifest.engines
+    top = TensorEntry("top_logits", "output", "float32", ("logits", 64))
+    changed = replace(manifest, engines=(replace(engine, io=(*engine.io, top)),))
+    (rtx_artifact / "manifest.json").write_text(changed.to_json(), "utf-8")
+    lines = CliRunner().invoke(main, ["inspect", str(rtx_artifact)]).stdout.splitlines()
+
+    assert "logits       on the device, 64 of each row come to the host" in lines

@@ -163,3 +163,26 @@ def test_a_model_without_an_artifact_is_answered_by_the_command(tmp_path: Path) 
     result = run(Path("someone/tiny"), "hi")
     assert result.exit_code == 1
     assert "enginewright build --source someone/tiny" in result.stderr
+
+
+def test_tokens_may_be_drafted(tiny_artifact: Path) -> None:
+    config = json.dumps({"method": "ngram", "num_speculative_tokens": 3})
+    arguments = ("hello hello", "--max-tokens", "12")
+    drafted = answer(tiny_artifact, *arguments, "--speculative-config", config)
+    assert drafted["token_ids"] == answer(tiny_artifact, *arguments)["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "said"),
+    [
+        ("ngram", 2, "it is no JSON"),
+        ("[1]", 2, "it must be an object"),
+        ('{"method": "eagle", "num_speculative_tokens": 3}', 1, "method='eagle' must be 'ngram'"),
+    ],
+)
+def test_a_wrong_speculative_config_is_told(
+    tiny_artifact: Path, config: str, code: int, said: str
+) -> None:
+    result = run(tiny_artifact, "hello", "--speculative-config", config)
+    assert result.exit_code == code
+    assert said in result.stderr

@@ -1,4 +1,4 @@
-"""The compiled BlockLinear in ONNX Runtime against its meaning in numpy, with both kernels.
+"""The compiled BlockLinear in ONNX Runtime against its meaning in numpy, with all its kernels.
 
 Which kernels run is decided once a process, so each kind computes all cases in a process of its
 own: this file, run as a script.
@@ -36,6 +36,7 @@ BLOCKS_AND_INPUTS = (
     (32, 32),
     (32, 96),
     (32, 352),
+    (32, 1376),
     (64, 64),
     (64, 320),
     (128, 128),
@@ -46,6 +47,13 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 65)
 COLUMNS = (1, 5, 33)
 Results = dict[str, np.ndarray[Any, Any]]
 ComputeWith = Callable[[str], Results]
+INSTRUCTION_SETS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+}
+"""What the environment variable may ask for, and the processor's flags that it takes."""
 OTHER_RUNS = ("alone", "two threads", "two threads, alone")
 
 
@@ -218,8 +226,9 @@ def compute_with(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Com
     return compute_with
 
 
-@pytest.fixture(params=["fastest", "portable"])
+@pytest.fixture(params=INSTRUCTION_SETS)
 def computed(request: pytest.FixtureRequest, compute_with: ComputeWith) -> Results:
+    skip_without(request.param)
     return compute_with(request.param)
 
 
@@ -271,16 +280,24 @@ def test_rows_that_are_no_ordinary_numbers(computed, bits):
 
 
 def test_the_environment_chooses_the_kernels(compute_with):
-    if not _has_avx2():
-        pytest.skip("this processor has the portable kernels alone")
-    fastest, portable = compute_with("fastest"), compute_with("portable")
-    differing = [name for name in CASES if not np.array_equal(fastest[name], portable[name])]
+    skip_without("avx2")
+    found, portable = compute_with("avx2"), compute_with("portable")
+    differing = [name for name in CASES if not np.array_equal(found[name], portable[name])]
     assert differing, "they sum in another order"
 
 
-def _has_avx2() -> bool:
-    flags = Path("/proc/cpuinfo").read_text().split()
-    return {"avx2", "fma", "f16c"} <= set(flags)
+@pytest.mark.parametrize("wider", ["avx512", "avx512vnni"])
+def test_wider_registers_give_the_same_bits(compute_with, wider):
+    skip_without(wider)
+    found, narrow = compute_with(wider), compute_with("avx2")
+    assert [name for name in CASES if not np.array_equal(found[name], narrow[name])] == []
+
+
+def skip_without(instruction_set: str) -> None:
+    """What is not asked for, or not there, falls back to a lesser one: nothing would be tested."""
+    missing = INSTRUCTION_SETS[instruction_set] - set(Path("/proc/cpuinfo").read_text().split())
+    if missing:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

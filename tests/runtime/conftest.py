@@ -57,6 +57,7 @@ class NullEngine(Engine):
         block_size: int = 0,
         rounding: bool = False,
         chunk_invariant: bool = True,
+        step_invariant: bool = False,
     ) -> None:
         self._info = EngineInfo(
             vocab_size=vocab_size,
@@ -67,6 +68,7 @@ class NullEngine(Engine):
             kv_bytes_per_token=8,
             batch_invariant=True,
             chunk_invariant=chunk_invariant,
+            step_invariant=step_invariant,
             kv_block_size=block_size,
         )
         self.pool: NDArray[np.int64] = np.zeros((0, 0), np.int64)

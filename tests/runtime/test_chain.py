@@ -17,7 +17,8 @@ from enginewright.runtime.errors import EnginewrightError, RequestError, Samplin
 from enginewright.runtime.sampling.bad_words import Words
 from enginewright.runtime.sampling.chain import ORDERS, Chain
 from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.sampling.sampler import Sampler, truncate
+from enginewright.runtime.sampling.sampler import Sampler
+from enginewright.runtime.sampling.truncation import truncate
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers.generation.logits_process")

@@ -92,7 +92,9 @@ def test_every_argument_has_a_value_that_asks_for_nothing(tiny_artifact: Path, n
         ("chat_template", "{{", "chat template"),
         ("kv_cache_dtype", "fp8", "the layout of the cache is fixed"),
         ("enable_lora", True, "merge them into the checkpoint"),
-        ("speculative_config", {"model": "x"}, "tokens are not speculated"),
+        ("speculative_config", {"model": "x"}, "has no num_speculative_tokens"),
+        ("speculative_config", "ngram", "speculative_config='ngram' is not legal"),
+        ("spec_method", "ngram", "speculative_config= says how tokens are drafted"),
     ],
 )
 def test_what_asks_for_something_else_is_named(

@@ -18,8 +18,8 @@ from enginewright.runtime.backends import open_engine
 from enginewright.runtime.backends.onnxruntime import (
     KEPT_LOGITS_ROWS,
     OnnxRuntimeEngine,
-    SlotPool,
 )
+from enginewright.runtime.backends.onnxruntime_pools import SlotPool
 from enginewright.runtime.cores import available_cores
 from enginewright.runtime.engine import BlockCopy, StepBatch
 from enginewright.runtime.errors import ArtifactError, EnginewrightError, TargetError

@@ -112,7 +112,8 @@ def test_the_arguments_of_the_constructors_are_these() -> None:
         "(self, model, *, runner, dtype, quantization, revision, target, plan, allow_native_code, "
         "verify, threads, max_batch, max_num_seqs, max_context, max_model_len, "
         "max_num_batched_tokens, kv_cache_memory_bytes, enable_prefix_caching, max_logprobs, seed, "
-        "chat_template, generation_config, override_generation_config, logits_processors, **others)"
+        "chat_template, generation_config, override_generation_config, logits_processors, "
+        "speculative_config, **others)"
     )
     assert _parameters(enginewright.runtime.AsyncLLM.__init__) == (
         "(self, model, *, max_requests, **options)"

@@ -1,15 +1,18 @@
 """Matrices in the number formats of GPUs, as initializers that are computed when they are written.
 
-| format | codes [N, K] | scales, of                   | more                                    |
-|--------|--------------|------------------------------|-----------------------------------------|
-| int8   | int8         | float16 [N], rows            |                                         |
-| fp8    | float8 e4m3  | float16 [N], rows            |                                         |
-| int4   | int4         | float16 [N, K / block]       | corrections float16 [N, K / block]      |
-| nvfp4  | float4 e2m1  | float8 e4m3 [N, K / 16]      | scale float16 [], of the scales         |
+| format | codes              | scales, of              | more                               |
+|--------|--------------------|-------------------------|------------------------------------|
+| int8   | int8 [N, K]        | float16 [N], rows       |                                    |
+| fp8    | float8 e4m3 [N, K] | float16 [N], rows       |                                    |
+| int4   | int4 [N, K]        | float16 [N, K / block]  | corrections float16 [N, K / block] |
+| nvfp4  | float4 e2m1 [N, K] | float8 e4m3 [N, K / 16] | scale float16 [], of the scales    |
 
 value = code * scale (* scale of scales) (+ correction), blocks running along K. Only int4 that was
 stored with zeros or offsets has corrections: there value = d (q - zero) + m = d (q - 8) +
 (m + d (8 - zero)).
+
+Parts may be written turned: int4 [K, N], scales [K / block, N], and so on. TensorRT takes them as
+they stand; of a matrix behind a Transpose it makes another copy for each optimization profile.
 """
 
 from __future__ import annotations
@@ -43,12 +46,16 @@ Parts = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Form:
-    """What is known of a matrix before it is computed. ``block_size`` 0: one scale a row."""
+    """What is known of a matrix before it is computed. ``block_size`` 0: one scale a row.
+
+    ``turned``: its parts are written transposed.
+    """
 
     kind: str
     matrix: tuple[int, int]
     block_size: int = 0
     corrections: bool = False
+    turned: bool = False
 
     def __post_init__(self) -> None:
         assert self.kind in _CODES
@@ -57,13 +64,16 @@ class Form:
     def tensor(self, part: str) -> tuple[ir.DataType, tuple[int, ...]]:
         """Type and shape of a part; see the module's table."""
         rows, inputs = self.matrix
-        if part == "codes":
-            return _CODES[self.kind], self.matrix
         if part == "scale":
             return ir.DataType.FLOAT16, ()
+        if part == "codes":
+            return _CODES[self.kind], self._written(self.matrix)
         by_block = (rows, inputs // self.block_size) if self.block_size else (rows,)
         fp8 = self.kind == "nvfp4" and part == "scales"
-        return ir.DataType.FLOAT8E4M3FN if fp8 else ir.DataType.FLOAT16, by_block
+        return ir.DataType.FLOAT8E4M3FN if fp8 else ir.DataType.FLOAT16, self._written(by_block)
+
+    def _written(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[::-1] if self.turned else shape
 
 
 class DeviceMatrix:
@@ -78,8 +88,12 @@ class DeviceMatrix:
         """One part; codes of 4 bits are packed, the low half of a byte first."""
         dtype, shape = self.form.tensor(part)
         array = self._latest.get(self)[part]
+        array = array.T if self.form.turned else array
         if dtype.bitwidth < 8:
-            return ir.PackedTensor(array.reshape(-1), dtype, shape=ir.Shape(shape))
+            pairs = array.reshape(-1, 2)
+            packed = pairs[:, 0] | (pairs[:, 1] << np.uint8(4))
+            return ir.PackedTensor(packed, dtype, shape=ir.Shape(shape))
+        array = np.ascontiguousarray(array)
         return ir.Tensor(array.view(dtype.numpy()).reshape(shape), dtype)
 
 
@@ -94,9 +108,8 @@ class DeviceTensor(ir.LazyTensor):
 
 def int4_parts(blocks: Blocks) -> Parts:
     """What blocks of 4 bits are, with the middle code as zero."""
-    codes = blocks.codes() ^ np.uint8(8)  # two's complement of code - 8
     parts: dict[str, NDArray[Any]] = {
-        "codes": _packed(codes),
+        "codes": blocks.codes() ^ np.uint8(8),  # two's complement of code - 8
         "scales": blocks.scales.astype(np.float16),
     }
     if has_corrections(blocks):
@@ -158,13 +171,8 @@ def _nvfp4(values: NDArray[np.float32], scale: np.float32) -> dict[str, NDArray[
     used = np.where(by_block > 0, by_block, np.float32(np.inf))
     ratios = np.clip(blocks / used[..., None], -_FP4_LARGEST, _FP4_LARGEST)
     fours = ratios.astype(ml_dtypes.float4_e2m1fn).view(np.uint8).reshape(values.shape)
-    return {"codes": _packed(fours), "scales": codes}
+    return {"codes": fours, "scales": codes}
 
 
 def _to_fp8(values: NDArray[np.float32]) -> NDArray[Any]:
     return np.clip(values, -_FP8_LARGEST, _FP8_LARGEST).astype(ml_dtypes.float8_e4m3fn)
-
-
-def _packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    packed: NDArray[np.uint8] = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
-    return packed

@@ -21,11 +21,13 @@ from enginewright.builder.export import CacheShape, Exported, attach_weights, ex
 from enginewright.builder.families import Family, check_config, family_of
 from enginewright.builder.families.heads import check_heads
 from enginewright.builder.memory import StageMeter
+from enginewright.builder.passes.reduce_logits import TOP_LOGITS
 from enginewright.builder.publish import EVIDENCE, hash_files, publish, staging, write_json
 from enginewright.builder.recipe import KVCacheSpec, Recipe, TensorRTSpec
 from enginewright.builder.reference import make_reference
 from enginewright.builder.source import Source, open_source
 from enginewright.builder.targets import CompileRequest, Target, TensorRTOptions, target_of
+from enginewright.builder.tuning import tune
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
 from enginewright.runtime.artifact.manifest import (
@@ -35,9 +37,10 @@ from enginewright.runtime.artifact.manifest import (
     Manifest,
     SamplingDefault,
     SourceEntry,
+    TuningEntry,
 )
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference
-from enginewright.runtime.errors import ConformanceError
+from enginewright.runtime.errors import ConformanceError, RecipeError
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
@@ -53,11 +56,17 @@ _SAMPLING_KEYS = {
 
 
 def build(
-    recipe: Recipe, output: Path, *, progress: Progress, debug_precision: bool = False
+    recipe: Recipe,
+    output: Path,
+    *,
+    progress: Progress,
+    debug_precision: bool = False,
+    tuned: bool = False,
 ) -> Path:
     """Build the artifact ``output / recipe.name`` and return its path.
 
     ``debug_precision``: where conformance fails, compare layer by layer, and say where it starts.
+    ``tuned``: the plan that is the fastest on this machine is preferred, not the target's first.
     Raises BuildError (and below); whatever fails, an artifact of an earlier build stays as it was.
     """
     run, place = _Run(progress), output / f"{recipe.name}.debug"
@@ -73,6 +82,11 @@ def build(
             recipe.check_positions(source.positions)
             target = target_of(recipe.target)
             target.check(recipe.attention or "native")
+            if tuned and target.interpreted:
+                raise RecipeError(
+                    f"--tune times plans by running them, which target {recipe.target!r} leaves to "
+                    f"the machine with its device: leave --tune out; legal with target 'cpu'"
+                )
             if debug_precision:
                 target.check_debug_precision(recipe.precision, recipe.attention or "native")
             source.write_tokenizer(folder)
@@ -85,12 +99,16 @@ def build(
             request = _request(recipe, source, exported, reference, folder, progress)
             engines = target.compile(model, request)
         tools = tool_versions() | dict(target.tools(engines))
-        _write_manifest(recipe, source, engines, folder, tools, conformance={})
+        _write_manifest(recipe, source, engines, folder, tools, {})
         with run.stage("conformance"):
             interpreted = model if target.interpreted else None
             with _compared(target, model, reference, place if debug_precision else None):
                 found = check_conformance(recipe, reference, folder, engines, interpreted)
-        _write_manifest(recipe, source, engines, folder, tools, conformance=found)
+        _write_manifest(recipe, source, engines, folder, tools, found)
+        if tuned:
+            with run.stage("tuning"):
+                engines, tuning = tune(folder, engines)
+            _write_manifest(recipe, source, engines, folder, tools, found, tuning)
         write_json(folder / EVIDENCE / "build.json", {"stages": run.stages})
         publish(folder, output / recipe.name)
     remember_artifact(output / recipe.name, built_from, source.digest)
@@ -162,6 +180,7 @@ def _request(
         kv_dtype=cache.dtype,
         block_size=cache.block_size,
         kv_scales=_kv_scales(cache, source, reference),
+        top_logits=(recipe.top_logits or TOP_LOGITS) if recipe.logits == "device" else 0,
         tensorrt=TensorRTOptions(tensorrt.version_compatible, tensorrt.hardware_compatibility),
         progress=progress,
     )
@@ -174,9 +193,9 @@ def _kv_scales(
 
     The text that conformance scores is left out: it says how the scales do on what they never saw.
     """
-    if cache.dtype == "auto":
-        return {}
     dtype = cache.dtype
+    if dtype not in ("int8", "fp8"):
+        return {}
     key = digest({"source": source.digest, "dtype": dtype, "code": code_digest()})
 
     def measure(path: Path) -> None:
@@ -232,6 +251,7 @@ def _write_manifest(
     folder: Path,
     tools: Mapping[str, str],
     conformance: dict[str, dict[str, Any]],
+    tuning: TuningEntry | None = None,
 ) -> None:
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     lock = {"recipe": recipe.as_dict(), "source_digest": source.digest, "tools": tools}
@@ -249,6 +269,7 @@ def _write_manifest(
         bos_token_id=source.bos_token_id,
         sampling_defaults=_sampling_defaults(source),
         conformance=conformance,
+        tuning=tuning,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 

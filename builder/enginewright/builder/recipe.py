@@ -8,7 +8,8 @@
     conformance:                                # by precision, so that --set precision=... works
       int8: {min_top1_agreement: 0.95, max_mean_kl: 0.02}
 
-The targets tensorrt_rtx and tensorrt know more fields: attention, capabilities, kv_cache, tensorrt.
+The targets tensorrt_rtx and tensorrt know more fields: attention, capabilities, kv_cache, logits,
+top_logits, tensorrt; cpu knows kv_cache.
 
 Everything is checked when it is read; an error names the field's dotted path.
 """
@@ -49,7 +50,9 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
 _ONLY: Mapping[str, tuple[str, ...]] = {
     "attention": ("tensorrt_rtx", "tensorrt"),
     "capabilities": ("tensorrt_rtx",),
-    "kv_cache": ("tensorrt_rtx", "tensorrt"),
+    "kv_cache": ("cpu", "tensorrt_rtx", "tensorrt"),
+    "logits": ("tensorrt_rtx", "tensorrt"),
+    "top_logits": ("tensorrt_rtx", "tensorrt"),
     "tensorrt": ("tensorrt",),
 }
 """The targets that know a field."""
@@ -181,12 +184,22 @@ class Limits(_Model):
 
 
 class KVCacheSpec(_Model):
-    """The paged cache of the attention plugin."""
+    """The paged cache: of the CPU's native plan, or of the attention plugin."""
 
-    dtype: Literal["auto", "int8", "fp8"] = "auto"
-    """How keys and values are stored; auto: as they are calculated."""
+    dtype: Literal["auto", "float32", "float16", "int8", "fp8"] = "auto"
+    """How keys and values are stored: float32, float16 or int8 on the CPU, where auto is float32
+    for fp32 and else float16; int8 or fp8 with the plugin, where auto is as they are calculated."""
     block_size: Literal[16, 32, 64, 128] = 32
-    """Tokens of a block."""
+    """Tokens of a block; on the CPU 32 or more."""
+
+    def refusal(self, target: str) -> str | None:
+        """Why the target has no such cache; None: it has."""
+        legal = ("float32", "float16", "int8") if target == "cpu" else ("int8", "fp8")
+        if self.dtype not in ("auto", *legal):
+            return f"kv_cache.dtype: target {target} stores auto, {', '.join(legal)}"
+        if target == "cpu" and self.block_size < 32:
+            return "kv_cache.block_size: target cpu has blocks of 32, 64 or 128"
+        return None
 
 
 class TensorRTSpec(_Model):
@@ -259,7 +272,11 @@ class Recipe(_Model):
     By default 8.0, 8.6, 8.9, 12.0 and later; with attention: plugin those and 12.1, none later.
     """
     kv_cache: KVCacheSpec | None = None
-    """With attention: plugin."""
+    """With target: cpu, or attention: plugin."""
+    logits: Literal["host", "device"] | None = None
+    """Where logits stay; of those on the device the host gets the highest, the others on demand."""
+    top_logits: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2, le=3840)] | None = None
+    """With logits: device, how many of each position come to the host; by default 64."""
     tensorrt: TensorRTSpec | None = None
     """With target: tensorrt."""
 
@@ -286,7 +303,7 @@ class Recipe(_Model):
                 raise ValueError(f"{precision} is no precision: {', '.join(DEFAULT_THRESHOLDS)}")
         return given
 
-    @field_validator("attention", "capabilities", "kv_cache", "tensorrt")
+    @field_validator(*_ONLY)
     @classmethod
     def _known_by_target(cls, value: Any, info: ValidationInfo) -> Any:
         target, name = info.data.get("target"), str(info.field_name)
@@ -303,8 +320,15 @@ class Recipe(_Model):
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
-        if self.kv_cache is not None and self.attention != "plugin":
-            raise ValueError("kv_cache goes with attention: plugin; native layers have one cache")
+        if self.kv_cache is not None:
+            if self.target != "cpu" and self.attention != "plugin":
+                raise ValueError(
+                    "kv_cache goes with attention: plugin; native layers have one cache"
+                )
+            if refusal := self.kv_cache.refusal(self.target):
+                raise ValueError(refusal)
+        if self.top_logits is not None and self.logits != "device":
+            raise ValueError("top_logits goes with logits: device; the host gets them all")
         compatible = self.tensorrt and self.tensorrt.hardware_compatibility != "none"
         if compatible and self.attention == "plugin":
             raise ValueError(

@@ -53,6 +53,13 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     help="Where an engine of target tensorrt fails conformance: compare its layers with ONNX "
     "Runtime's (needs the GPU, and the extras [debug] and [cpu]).",
 )
+@click.option(
+    "--tune",
+    "tuned",
+    is_flag=True,
+    help="Target cpu: time the plans on this machine and prefer the fastest; the manifest keeps "
+    "the times.",
+)
 def command(
     recipe: Path | None,
     source: str | None,
@@ -60,6 +67,7 @@ def command(
     output: Path,
     progress: bool | None,
     debug_precision: bool,
+    tuned: bool,
 ) -> None:
     """Build the artifact that RECIPE describes, or one of --source, and print its path.
 
@@ -85,7 +93,8 @@ def command(
 
     shown = sys.stderr.isatty() if progress is None else progress
     tell = _stage_lines() if shown else _silent
-    click.echo(build(read, output, progress=tell, debug_precision=debug_precision))
+    built = build(read, output, progress=tell, debug_precision=debug_precision, tuned=tuned)
+    click.echo(built)
 
 
 def _recipe(path: Path | None, source: str | None, overrides: tuple[str, ...]) -> Recipe:

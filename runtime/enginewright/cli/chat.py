@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,12 @@ from enginewright.cli.chat_commands import (
     parse,
     settable,
 )
-from enginewright.cli.engine_options import ArtifactName, engine_options, template_option
+from enginewright.cli.engine_options import (
+    ArtifactName,
+    engine_options,
+    speculation_option,
+    template_option,
+)
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
@@ -40,12 +46,14 @@ PROMPT = "> "
 @template_option
 @sampling_options
 @engine_options
+@speculation_option
 def command(
     artifact: Path,
     system: str | None,
     chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
+    speculative_config: Mapping[str, Any] | None,
     **options: Any,
 ) -> None:
     """Talk with the model of ARTIFACT."""
@@ -56,6 +64,7 @@ def command(
         threads=threads,
         allow_native_code=allow_native_code,
         chat_template=chat_template,
+        speculative_config=speculative_config,
     ) as llm:
         params = effective(llm, options, MAX_TOKENS).params
         interactive = sys.stdin.isatty()
@@ -124,7 +133,7 @@ class Conversation:
         try:
             with contextlib.closing(stream):  # frees the request's place in the engine
                 for output in stream:
-                    times.append(time.perf_counter())
+                    times += [time.perf_counter()] * len(output.outputs[0].token_ids)
                     answer += output.outputs[0].text
                     say(output.outputs[0].text)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,31 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def _read_config(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter('it must be an object, such as {"num_speculative_tokens": 5}')
+    return found
+
+
+def speculation_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --speculative-config, read and passed on as ``speculative_config``."""
+    return click.option(
+        "--speculative-config",
+        metavar="JSON",
+        callback=_read_config,
+        help='How tokens are drafted: {"method": "ngram", "num_speculative_tokens": 5}, or '
+        '{"model": ARTIFACT, "num_speculative_tokens": 4}.',
+    )(command)
 
 
 def template_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from enginewright.runtime.artifact.manifest import (
     NvidiaEntry,
     PluginEntry,
     ProfileEntry,
+    TuningEntry,
 )
 from enginewright.runtime.doctor.needs import kv_bytes_per_token
 
@@ -57,6 +58,9 @@ def _page(manifest: Manifest, digest: str) -> Iterator[str]:
     for engine in manifest.engines:
         yield ""
         yield from _engine(engine)
+    if manifest.tuning is not None:
+        yield ""
+        yield from _tuning(manifest.tuning)
     yield "\nsampling defaults"
     yield from _sampling(manifest)
     yield "\nfiles"
@@ -89,6 +93,8 @@ def _nvidia(engine: EngineEntry, nvidia: NvidiaEntry) -> Iterator[str]:
     yield f"library      {nvidia.library} {nvidia.library_version}"
     yield f"capabilities {', '.join(nvidia.capabilities)}{later}"
     yield f"weights      {size(nvidia.weights_bytes)} of device memory at least"
+    if engine.top_logits:
+        yield f"logits       on the device, {engine.top_logits} of each row come to the host"
     for profile in nvidia.profiles:
         yield f"profile      {profile.name}: {_shapes(profile)}"
     if nvidia.aliases:
@@ -118,6 +124,16 @@ def _plugin(engine: EngineEntry, plugin: PluginEntry) -> str:
         f"plugin       {plugin.namespace}::{plugin.name} {plugin.version}, "
         f"{kernels} kernels, ABI {plugin.abi}"
     )
+
+
+def _tuning(tuning: TuningEntry) -> Iterator[str]:
+    yield f"tuned on {tuning.processor} with {tuning.threads} threads (ms)"
+    works = list(next(iter(tuning.seconds.values())))
+    rows = [
+        (plan, *(f"{seconds[work] * 1e3:.3g}" for work in works))
+        for plan, seconds in tuning.seconds.items()
+    ]
+    yield table(("plan", *works), rows)
 
 
 def _sampling(manifest: Manifest) -> Iterator[str]:

@@ -6,13 +6,18 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import ArtifactName, engine_options, template_option
+from enginewright.cli.engine_options import (
+    ArtifactName,
+    engine_options,
+    speculation_option,
+    template_option,
+)
 from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 
@@ -33,6 +38,7 @@ MAX_TOKENS = 256
 @template_option
 @sampling_options
 @engine_options
+@speculation_option
 @click.option(
     "--explain", is_flag=True, help="Say what set each sampling parameter: on stderr, or in --json."
 )
@@ -45,6 +51,7 @@ def command(
     chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
+    speculative_config: Mapping[str, Any] | None,
     explain: bool,
     as_json: bool,
     **options: Any,
@@ -67,6 +74,7 @@ def command(
         threads=threads,
         allow_native_code=allow_native_code,
         chat_template=chat_template,
+        speculative_config=speculative_config,
     ) as llm:
         load = time.perf_counter() - started
         found = effective(llm, options, MAX_TOKENS)

@@ -35,6 +35,8 @@ CHUNK_TOLERANCE = 1e-3
 """Of logits in chunks beside those of one prefill: attention over a past sums in another order."""
 TOP_K = 5
 _CHUNK = 48
+_STEPPED_TOKENS = 272
+"""Tokens that are also computed one by one: somewhat more than attention sums at a time."""
 _POSITIONS = 16
 _DECODED_PROMPTS = 6
 _DECODED_TOKENS = 8
@@ -105,11 +107,12 @@ class Distance:
 
 @dataclass(frozen=True)
 class Measures(Distance):
-    """And whether the engine gives the same in any batch, and in any chunks."""
+    """And whether the engine gives the same in any batch, in any chunks, and token by token."""
 
     prefill_invariant: bool
     decode_invariant: bool
     chunk_difference: float
+    step_difference: float
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def measure(llm: LLM, reference: Reference) -> Measures:
         **vars(measure_distance(llm, reference)),
         prefill_invariant=_prefill_invariant(llm, reference),
         decode_invariant=_decode_invariant(llm, reference),
-        chunk_difference=_chunk_difference(llm, reference),
+        chunk_difference=_difference(llm, reference, _CHUNK),
+        step_difference=_difference(llm, reference, 1, _STEPPED_TOKENS),
     )
 
 
@@ -189,6 +193,7 @@ def judge(
             _declared("prefill alone = batch", m.prefill_invariant, batch_invariant),
             _declared("decode alone = batch", m.decode_invariant, batch_invariant),
             _in_chunks(m.chunk_difference, batch_invariant),
+            Row("stepped, max logit diff", m.step_difference, "", True),
         ]
     return Report(measures, tuple(rows))
 
@@ -303,10 +308,10 @@ def _decode_invariant(llm: LLM, reference: Reference) -> bool:
     )
 
 
-def _chunk_difference(llm: LLM, reference: Reference) -> float:
+def _difference(llm: LLM, reference: Reference, chunk: int, length: int | None = None) -> float:
     """The largest difference of a logit between a window in one prefill and in chunks."""
-    ids = reference.text_ids[0].tolist()
-    whole, chunked = llm.logits(ids), llm.logits(ids, chunk=_CHUNK)
+    ids = reference.text_ids[0, :length].tolist()
+    whole, chunked = llm.logits(ids), llm.logits(ids, chunk=chunk)
     return max(float(np.abs(whole[at] - chunked[at]).max()) for at in some_positions(len(ids)))
 
 

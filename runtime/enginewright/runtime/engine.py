@@ -1,6 +1,6 @@
 """What a step takes and gives, the same for every target.
 
-B rows, S padded new positions, n blocks a row, L wanted logits, V vocabulary.
+B rows, S padded new positions, n blocks a row, L wanted logits, V vocabulary, K highest logits.
 
 | tensor        | shape  | dtype   | meaning                                                   |
 |---------------|--------|---------|-----------------------------------------------------------|
@@ -10,14 +10,23 @@ B rows, S padded new positions, n blocks a row, L wanted logits, V vocabulary.
 | block_table   | [B, n] | int32   | the cache blocks of the row, in order                     |
 | logits_index  | [L]    | int64   | positions b * S + s of the [B, S] grid to be projected    |
 | *logits*      | [L, V] | float32 | one row of logits for each wanted position                |
+
+Logits may stay on the device, see ``DeviceLogits``; of these the host has
+
+| tensor           | shape  | dtype   | meaning                                                |
+|------------------|--------|---------|--------------------------------------------------------|
+| *top_logits*     | [L, K] | float32 | the K highest of each row, highest first               |
+| *top_ids*        | [L, K] | int32   | their tokens; of equal logits in any order             |
+| *log_normalizer* | [L]    | float32 | log(sum(exp(row))) over all V                          |
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +68,8 @@ class EngineInfo:
     """What an engine declares about itself.
 
     ``batch_invariant``: a row gives bitwise the same logits alone and in any batch;
-    ``chunk_invariant``: and in whatever steps of two tokens or more its prompt is computed.
+    ``chunk_invariant``: and in whatever steps of two tokens or more its prompt is computed;
+    ``step_invariant``: and whether its tokens are computed one at a time or together.
     ``kv_bytes_per_token``: bytes of cache that one token of one row takes. ``kv_block_size``:
     tokens of a block; with ``slots`` what each has, or 0 where the pool may change that.
     """
@@ -72,6 +82,7 @@ class EngineInfo:
     kv_bytes_per_token: int
     batch_invariant: bool
     chunk_invariant: bool = False
+    step_invariant: bool = False
     kv_block_size: int = 0
 
 
@@ -85,6 +96,75 @@ class BlockCopy:
     end: int
 
 
+@dataclass(frozen=True)
+class TopLogits:
+    """A row of logits that stays on the device, and what the host has of it; ``np.asarray``
+    brings the row [V].
+
+    ``logits`` [K] are the highest, ``ids`` [K] their tokens. Of those that equal the lowest of them
+    there may be more. ``log_normalizer``: log(sum(exp(row))); no finite number where the row has
+    one that is none.
+    """
+
+    logits: NDArray[np.float32]
+    ids: NDArray[np.int32]
+    log_normalizer: float
+    bring: Callable[[], NDArray[np.float32]]
+
+    @cached_property
+    def whole(self) -> NDArray[np.float32]:
+        """The row [V], brought once."""
+        return self.bring()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        return np.array(self.whole, dtype, copy=copy)
+
+
+class DeviceLogits:
+    """Logits [L, V] that stay on the device until the next step.
+
+    An index gives a row's TopLogits; a slice brings whole rows, ``np.asarray`` all of them.
+    ``bring(start, end)`` copies rows to the host.
+    """
+
+    def __init__(
+        self,
+        top_logits: NDArray[np.float32],
+        top_ids: NDArray[np.int32],
+        log_normalizer: NDArray[np.float32],
+        bring: Callable[[int, int], NDArray[np.float32]],
+    ) -> None:
+        self._top_logits, self._top_ids = top_logits, top_ids
+        self._log_normalizer, self._bring = log_normalizer, bring
+
+    def __len__(self) -> int:
+        return len(self._top_ids)
+
+    @overload
+    def __getitem__(self, at: int) -> TopLogits: ...
+    @overload
+    def __getitem__(self, at: slice) -> NDArray[np.float32]: ...
+    def __getitem__(self, at: int | slice) -> TopLogits | NDArray[np.float32]:
+        if isinstance(at, slice):
+            start, end, step = at.indices(len(self))
+            assert step == 1
+            return self._bring(start, end)
+        row = range(len(self))[at]
+        return TopLogits(
+            self._top_logits[row],
+            self._top_ids[row],
+            float(self._log_normalizer[row]),
+            lambda: self._bring(row, row + 1)[0],
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        return np.array(self._bring(0, len(self)), dtype, copy=copy)
+
+
+StepLogits: TypeAlias = NDArray[np.float32] | DeviceLogits
+RowLogits: TypeAlias = NDArray[np.float32] | TopLogits
+
+
 class Engine(ABC):
     """A loaded engine and its cache pool. Not thread-safe: one caller steps it."""
 
@@ -93,10 +173,10 @@ class Engine(ABC):
         """Limits and abilities; constant for the life of the engine."""
 
     @abstractmethod
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         """Run the batch, write its keys and values to the cache, return logits [L, V].
 
-        The returned array is only valid until the next step.
+        What is returned is only valid until the next step.
         """
 
     @abstractmethod

@@ -24,7 +24,7 @@ _TOKENIZER = "the artifact holds the tokenizer that its engine was checked with"
 _GENERATES = "engines generate text; they do not pool"
 _LAYOUT = "the layout of the cache is fixed when the engine is built"
 _NO_ADAPTERS = "a built engine has no adapters; merge them into the checkpoint before the build"
-_NO_DRAFTS = "tokens are not speculated"
+_DRAFTS = "speculative_config= says how tokens are drafted"
 _IN_ORDER = "requests run in the order of arrival"
 _CONFIG = "the model's config is fixed when the engine is built"
 _COMPILED = "the engine is compiled by the build"
@@ -81,10 +81,9 @@ NEUTRAL: Mapping[str, tuple[tuple[Any, ...] | None, str]] = {
     "enable_lora": ((False, None), _NO_ADAPTERS),
     "max_loras": (None, _NO_ADAPTERS),
     "max_lora_rank": (None, _NO_ADAPTERS),
-    "speculative_config": ((None,), _NO_DRAFTS),
-    "spec_method": ((None,), _NO_DRAFTS),
-    "spec_model": ((None,), _NO_DRAFTS),
-    "spec_tokens": ((None,), _NO_DRAFTS),
+    "spec_method": ((None,), _DRAFTS),
+    "spec_model": ((None,), _DRAFTS),
+    "spec_tokens": ((None,), _DRAFTS),
     "scheduling_policy": (("fcfs",), _IN_ORDER),
     "enable_chunked_prefill": ((None, True), "long prompts always run in chunks"),
     "async_scheduling": ((None, False), _IN_ORDER),

@@ -43,6 +43,7 @@ from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.speculation.config import read_config
 from enginewright.runtime.text.chat import ContentFormat
 from enginewright.runtime.text.templates import TemplateSource
 
@@ -64,7 +65,9 @@ class LLM(LoadedModel):
     How much: ``max_batch`` (or vLLM's ``max_num_seqs``) and ``max_context`` (``max_model_len``)
     lower the engine's limits. ``max_num_batched_tokens``: of prompts, in one step.
     ``kv_cache_memory_bytes`` bounds the cache. ``enable_prefix_caching``: what prompts have in
-    common is computed once. ``max_logprobs``: the most that a request may ask for.
+    common is computed once. ``speculative_config``: tokens are guessed, and several checked by one
+    step; it changes how fast tokens come, never which (docs/speculation.md). ``max_logprobs``: the
+    most that a request may ask for.
 
     What requests get: ``seed`` makes those without a seed of their own repeatable, in their order;
     by default they take fresh entropy. ``chat_template``: a path, a template or a built-in name, in
@@ -103,6 +106,7 @@ class LLM(LoadedModel):
         generation_config: GenerationConfig = "auto",
         override_generation_config: Mapping[str, Any] | None = None,
         logits_processors: Sequence[LogitsProcessor | str] | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         check_others(others, model=model, known=LLM.__init__.__kwdefaults__ or ())
@@ -123,6 +127,7 @@ class LLM(LoadedModel):
                 max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_memory_bytes=kv_cache_memory_bytes,
                 enable_prefix_caching=enable_prefix_caching,
+                speculation=read_config(speculative_config),
             ),
             RequestOptions(
                 seed=seed,
@@ -360,7 +365,7 @@ class LLM(LoadedModel):
         """What was loaded, for ``owner`` to run and to close; this LLM cannot run any more."""
         core = self._idle_core("hand_over")
         self._core, self._why_gone = None, f"was handed over to {owner}, which runs it now"
-        return Loaded(self.manifest, self.plan, core, self.requests)
+        return Loaded(self.manifest, self.plan, core, self.requests, self.speculation)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,8 @@ from enginewright.runtime.sampling.custom import load_processors
 from enginewright.runtime.sampling.defaults import choose_defaults
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.scheduling.core import EngineCore
+from enginewright.runtime.speculation.opening import open_speculator
+from enginewright.runtime.speculation.stats import SpeculationStats
 from enginewright.runtime.text.linter import Facts
 from enginewright.runtime.text.prompt_warnings import PromptWarnings
 from enginewright.runtime.text.templates import Templates
@@ -31,6 +33,7 @@ class Loaded:
     plan: str
     core: EngineCore
     requests: RequestFactory
+    speculation: SpeculationStats | None = None
 
 
 class LoadedModel:
@@ -41,6 +44,9 @@ class LoadedModel:
         self.plan = loaded.plan
         """Which of the artifact's plans runs."""
         self.requests = loaded.requests
+        self.speculation = loaded.speculation
+        """What speculation has drafted and how much of it was right; None without a
+        ``speculative_config``."""
 
     @property
     def engine_info(self) -> EngineInfo:
@@ -107,7 +113,14 @@ def load(
             limited=how.lowered,
         )
         plan = entry.plan
-    core = how.core(engine)
+    speculator = None
+    if how.speculation is not None:
+        try:
+            speculator = open_speculator(how, engine.describe(), tokenizer)
+        except BaseException:
+            engine.close()
+            raise
+    core = how.core(engine, speculator)
     factory = RequestFactory(
         core.describe(),
         tokenizer,
@@ -119,4 +132,4 @@ def load(
         requests.max_logprobs,
         processors,
     )
-    return Loaded(manifest, plan, core, factory)
+    return Loaded(manifest, plan, core, factory, speculator.stats if speculator else None)

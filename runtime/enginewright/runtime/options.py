@@ -18,6 +18,8 @@ from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.defaults import GenerationConfig
 from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.scheduling.scheduler import LEAST_TOKENS_PER_STEP, MAX_TOKENS_PER_STEP
+from enginewright.runtime.speculation.config import SpeculativeConfig
+from enginewright.runtime.speculation.speculator import Speculator
 from enginewright.runtime.text.templates import TemplateSource
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool | None = None
+    speculation: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
         hints = {
@@ -100,13 +103,14 @@ class EngineOptions:
             limits[name] = built if found is None else found
         return dataclasses.replace(entry, limits=dataclasses.replace(entry.limits, **limits))
 
-    def core(self, engine: Engine) -> EngineCore:
+    def core(self, engine: Engine, speculator: Speculator | None = None) -> EngineCore:
         """What runs requests on the engine."""
         return EngineCore(
             engine,
             self.max_num_batched_tokens or _STEP,
             kv_cache_memory_bytes=self.kv_cache_memory_bytes,
             enable_prefix_caching=self.enable_prefix_caching is not False,
+            speculator=speculator,
         )
 
 

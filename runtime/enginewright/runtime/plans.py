@@ -1,16 +1,22 @@
-"""Which of an artifact's engines runs here: the first whose code may and can."""
+"""Which of an artifact's engines runs here: the first whose code may and can.
+
+Engines stand in the manifest's order, which the build may have measured. On another processor than
+that, and one for which our operators have no kernels of their own, a plan without them goes first.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
 from enginewright.runtime.artifact.native_code import objection
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.errors import DeviceError, NativeCodeError, TargetError
+from enginewright.runtime.processor import has_vector_kernels, processor_name
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +37,7 @@ def open_plan(
     """
     reasons: list[str] = []
     refusals: list[DeviceError] = []
-    for entry in map(limited, artifact.plans(target, plan)):
+    for entry in map(limited, in_order(artifact.plans(target, plan), artifact.manifest.tuning)):
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
             try:
@@ -49,3 +55,13 @@ def open_plan(
     if refusals and len(refusals) == len(reasons):
         raise refusals[0]
     raise TargetError(f"{artifact.path}: no plan of it runs here. {'; '.join(reasons)}")
+
+
+def in_order(
+    entries: Sequence[EngineEntry], tuning: TuningEntry | None, root: Path = Path("/")
+) -> list[EngineEntry]:
+    """As this machine should prefer them; ``root`` is where /proc lies."""
+    measured = tuning is not None and tuning.processor == processor_name(root)
+    if measured or has_vector_kernels(root):
+        return list(entries)
+    return sorted(entries, key=lambda entry: entry.library is not None)

@@ -25,7 +25,7 @@ def sequence_logits(core: EngineCore, info: EngineInfo, ids: Sequence[int], chun
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             batch = step_batch([part], [start], table, range(len(part)))
-            result[start : start + len(part)] = engine.step(batch)
+            result[start : start + len(part)] = np.asarray(engine.step(batch))
     return result
 
 
@@ -36,6 +36,6 @@ def batch_logits(core: EngineCore, sequences: Sequence[Sequence[int]]) -> list[L
         row * width + position for row, ids in enumerate(sequences) for position in range(len(ids))
     ]
     with core.lend(len(sequences), width) as (engine, table):
-        logits = engine.step(step_batch(sequences, [0] * len(sequences), table, index))
+        logits = np.asarray(engine.step(step_batch(sequences, [0] * len(sequences), table, index)))
         ends = np.cumsum([len(ids) for ids in sequences])
         return [part.copy() for part in np.split(logits, ends[:-1])]

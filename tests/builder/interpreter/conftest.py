@@ -121,7 +121,8 @@ def make_engine(make_graph) -> Callable[..., InterpretedEngine]:
 
 @pytest.fixture(scope="session")
 def make_graph() -> Callable[..., tuple[ir.Model, EngineEntry]]:
-    """``make_graph(checkpoint, precision, attention, kv_cache="auto", max_context=96)``.
+    """``make_graph(checkpoint, precision, attention, kv_cache="auto", max_context=96,
+    top_logits=0)``.
 
     What the TensorRT targets lower the checkpoint to; each checkpoint is traced once.
     """
@@ -133,6 +134,7 @@ def make_graph() -> Callable[..., tuple[ir.Model, EngineEntry]]:
         attention: str,
         kv_cache: str = "auto",
         max_context: int = CONTEXT,
+        top_logits: int = 0,
     ) -> tuple[ir.Model, EngineEntry]:
         source = open_source(SourceSpec(path=checkpoint))
         if checkpoint not in traced:
@@ -151,6 +153,7 @@ def make_graph() -> Callable[..., tuple[ir.Model, EngineEntry]]:
             kv_cache=kv_cache,
             block_size=BLOCK,
             kv_scales=dict.fromkeys(names, scale),
+            top_logits=top_logits,
         )
         limits = LimitsEntry(max_context, ROWS)
         return model, _entry(model, precision, attention, cache, limits)

@@ -112,6 +112,8 @@ CASES = [
     Case("ReduceSum", [_A]),
     Case("ReduceSum", [_A], {"noop_with_empty_axes": 1}),
     Case("Softmax", [_A], {"axis": 1}),
+    Case("TopK", [_A, _ints(2)], {"axis": -1}, 2),
+    Case("TopK", [_A, _ints(1)], {"axis": 0, "largest": 0}, 2),
     Case("LayerNormalization", [_A, _floats(8), _floats(8)], {"epsilon": 1e-3}),
     Case("RMSNormalization", [_A, _floats(8)], {"epsilon": 1e-3}),
     Case("RMSNormalization", [_A, _floats(3, 8)], {"axis": 1}),

@@ -137,11 +137,14 @@ def test_another_compiler_makes_another_library(monkeypatch, tmp_path, compiler)
 def test_all_sources_belong_to_the_key(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     compiler('[ "$1" = --version ] && echo 1 && exit\nfor last; do :; done\necho x > "$last"')
-    sources = shutil.copytree(operators._SOURCES, tmp_path / "sources")
+    sources = [
+        shutil.copytree(folder, tmp_path / "sources" / str(at))
+        for at, folder in enumerate(operators._SOURCES)
+    ]
     monkeypatch.setattr(operators, "_SOURCES", sources)
     first = operators.compile_library()
     assert operators.compile_library() == first
-    for path in sorted(sources.iterdir()):
+    for path in sorted((tmp_path / "sources").glob("*/*")):
         path.write_text(path.read_text() + "\n")
         changed = operators.compile_library()
         assert changed != first, f"{path.name} was changed"

@@ -148,6 +148,26 @@ def test_the_entry_tells_what_the_engine_cannot(compiled):
     assert (entry.plan, entry.vocab_size, entry.batch_invariant) == ("native", 320, False)
 
 
+@pytest.mark.parametrize("attention", ["native", "plugin"])
+def test_logits_may_stay_on_the_device(compiled, attention):
+    if attention == "plugin":
+        pytest.importorskip("triton")
+    wanted = ALL if attention == "native" else ("8.6",)
+    entry = compiled([], attention=attention, capabilities=wanted, top_logits=24)
+    outputs = {
+        each.name: (each.dtype, each.shape)
+        for each in entry.io
+        if each.direction == "output" and not each.name.endswith(".out")
+    }
+    assert outputs == {
+        "logits": ("float32", ("logits", 320)),
+        "top_logits": ("float32", ("logits", 24)),
+        "top_ids": ("int32", ("logits", 24)),
+        "log_normalizer": ("float32", ("logits",)),
+    }
+    assert entry.top_logits == 24
+
+
 def test_what_it_took_is_in_the_evidence(compiled, tmp_path):
     entry = compiled([])
     report = json.loads((tmp_path / "evidence" / "compile.json").read_text())

@@ -47,7 +47,7 @@ def lowered() -> ir.Model:
         for name, owner in exported.owners.items()
     }
     model = attach_weights(exported, weights.__getitem__)
-    lower(model, precision="fp16", attention="native", max_context=64)
+    lower(model, precision="fp16", attention="native", max_context=64, top_logits=8)
     return model
 
 
@@ -63,6 +63,7 @@ def test_onnx_runtime_runs_the_graph_and_shows_its_layers(lowered: ir.Model, tmp
     attended = [name for name in names if found[name].shape == (1, 4, len(IDS), 16)]
     assert len(attended) == 2
     assert len(names) > 5 + 2 * 8
+    assert "top_ids" not in names
 
 
 def test_the_first_tensor_that_is_off_is_named():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any
 import pytest
 
 from enginewright.builder.targets import target_of
-from enginewright.builder.targets.tensorrt import kernels
-from enginewright.builder.targets.tensorrt.library import (
-    Library,
-    find_library,
-    gpu_capability,
-)
+from enginewright.builder.targets.tensorrt import kernels, library
+from enginewright.builder.targets.tensorrt.library import Library, find_library
+from enginewright.runtime.cuda.driver import DeviceFacts
+from enginewright.runtime.doctor.facts import DriverFacts
 from enginewright.runtime.errors import MissingDependencyError
 
 
@@ -44,32 +41,25 @@ def test_a_missing_compiler_of_kernels_is_answered_by_the_command(
         kernels.check_compiler()
 
 
-class Driver:
-    """libcuda as far as it is asked: a status from cuInit, and a GPU of capability 9.0."""
-
-    def __init__(self, status: int) -> None:
-        self._status = status
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802
-        return self._status
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
-        value._obj.value = {75: 9, 76: 0}[attribute]
-        return 0
-
-
 def test_the_gpu_is_asked_for_its_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(0))
-    assert gpu_capability() == "9.0"
+    found = tuple(DeviceFacts(name, name, "13.0", 1, 1) for name in ("9.0", "8.6"))
+    monkeypatch.setattr(library, "read_driver", lambda: DriverFacts(devices=found))
+    assert library.gpu_capability() == "9.0"
 
 
-def test_a_driver_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(100))
-    with pytest.raises(MissingDependencyError, match=r"CUDA error 100; nvidia-smi.*tensorrt_rtx"):
-        gpu_capability()
+@pytest.mark.parametrize(
+    ("driver", "said"),
+    [
+        (DriverFacts(), r"the driver finds none.*nvidia-smi.*tensorrt_rtx needs neither"),
+        (DriverFacts(problem="libcuda.so.1 is not there"), r"build: libcuda\.so\.1 is not there"),
+    ],
+)
+def test_a_missing_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, driver: DriverFacts, said: str
+) -> None:
+    monkeypatch.setattr(library, "read_driver", lambda: driver)
+    with pytest.raises(MissingDependencyError, match=said):
+        library.gpu_capability()
 
 
 def test_the_libraries_get_their_plain_names(

@@ -8,6 +8,8 @@ its own; logits are a digest of all that a row cached. Run by the scenarios, in 
 |-----------------------|-----------------------------|----------------------------------|
 | k_cache.i, v_cache.i  | [blocks, HEADS, size, 2]    | float16: token + mark, twice     |
 | logits                | [L, VOCAB]                  | scores, from a digest            |
+| top_logits, top_ids   | [L, TOP]                    | the highest, where asked for     |
+| log_normalizer        | [L]                         | log(sum(exp(logits)))            |
 """
 
 from __future__ import annotations
@@ -33,13 +35,20 @@ from enginewright.runtime.artifact.manifest import (
 
 VOCAB, LAYERS, HEADS, DIM = 31, 2, 3, 2
 CONTEXT, BATCH, BLOCK, WIDTH = 64, 6, 8, 32
+TOP = 8
 CACHES = [f"{kind}_cache.{i}" for i in range(LAYERS) for kind in "kv"]
-DTYPES = {"input_ids": np.int64, "logits_index": np.int64, "logits": np.float32}
+DTYPES = {
+    "input_ids": np.int64,
+    "logits_index": np.int64,
+    "logits": np.float32,
+    "top_logits": np.float32,
+    "log_normalizer": np.float32,
+}
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def entry(layout: Any) -> EngineEntry:
-    """The manifest's entry of the engine in a layout."""
+def entry(layout: Any, top: bool = False) -> EngineEntry:
+    """The manifest's entry of the engine in a layout. ``top``: it gives the highest logits, too."""
     size = BLOCK if layout == "paged" else CONTEXT
     inputs = ["input_ids", "past_lengths", "logits_index"]
     inputs += ["new_lengths", "block_table"] if layout == "paged" else []
@@ -52,7 +61,10 @@ def entry(layout: Any) -> EngineEntry:
         fingerprint="",
         model="engine/model.engine",
         files=("engine/model.engine",),
-        io=tuple(TensorEntry(name, "input", "", shape) for name, shape in shapes.items()),
+        io=(
+            *(TensorEntry(name, "input", "", shape) for name, shape in shapes.items()),
+            *([TensorEntry("top_logits", "output", "float32", ("L", TOP))] if top else []),
+        ),
         vocab_size=VOCAB,
         kv=KVEntry(layout, LAYERS, HEADS, DIM, "float16", size),
         limits=LimitsEntry(CONTEXT, BATCH),
@@ -129,7 +141,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return address % 4 == 0
+        return address % (256 if name in ("top_ids", "log_normalizer") else 4) == 0
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self._library.capturable
@@ -137,7 +149,10 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         tensors = Tensors(dict(self._addresses), dict(self._shapes))
         rows, width = tensors.shapes["input_ids"]
-        tensors.shapes["logits"] = (tensors.shapes["logits_index"][0], VOCAB)
+        (wanted,) = tensors.shapes["logits_index"]
+        tensors.shapes["logits"] = (wanted, VOCAB)
+        tensors.shapes["top_logits"] = tensors.shapes["top_ids"] = (wanted, TOP)
+        tensors.shapes["log_normalizer"] = (wanted,)
         for name in CACHES:
             assert self._addresses[f"{name}.out"] == self._addresses[name]
 
@@ -168,7 +183,12 @@ def run(tensors: Tensors) -> None:
                     cache[table[row, block], head, offset] = ids[row, at] + 100 * number + 10 * head
     for place, index in enumerate(tensors["logits_index"]):
         row, at = divmod(int(index), width)
-        tensors["logits"][place] = logits(_cached(caches, table[row], past[row] + at + 1))
+        found = logits(_cached(caches, table[row], past[row] + at + 1))
+        tensors["logits"][place] = found
+        if "top_logits" in tensors.addresses:
+            highest = np.argsort(-found)[:TOP]
+            tensors["top_logits"][place], tensors["top_ids"][place] = found[highest], highest
+            tensors["log_normalizer"][place] = np.log(np.exp(found).sum())
 
 
 def _cached(caches: Sequence[Any], blocks: Any, length: int) -> Any:

@@ -42,6 +42,7 @@ from enginewright.runtime.requests.group import RequestGroup
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
 from enginewright.runtime.scheduling.core import EngineCore, step_batch
+from enginewright.runtime.scoring import batch_logits as every_logit
 
 
 def facts() -> None:
@@ -272,6 +273,37 @@ def logits_of_many_positions() -> None:
     _closed(engine)
 
 
+def highest_logits(layout: str, capturable: str = "yes") -> None:
+    """Greedy requests are served from the highest logits; others fetch the rows that they need."""
+    _, core, engine = _core(layout, capturable == "yes", top=True)
+    fetched: list[int] = []
+    download = Stream.download
+
+    def noted(stream: Stream, host: int, device: int, size: int) -> None:
+        fetched.append(size)
+        download(stream, host, device, size)
+
+    Stream.download = noted  # type: ignore[method-assign]
+    row = 4 * host_library.VOCAB
+    prompts = [[number, 3, number] for number in range(5)]
+    for biased in (False, True):
+        rows = [_generation(n, prompt, 6, biased=biased) for n, prompt in enumerate(prompts)]
+        for each in rows:
+            core.add(RequestGroup([each]))
+        while core.busy:
+            core.step()
+        for each, prompt in zip(rows, prompts, strict=True):
+            assert each.output_token_ids == continue_greedily(prompt, 6)
+        assert fetched.count(row) == (30 if biased else 0)
+        assert biased or all(size % 256 == 0 for size in fetched), "no rows of logits"
+    tokens = [[(7 * row + at) % 31 for at in range(20)] for row in range(3)]
+    found = every_logit(core, tokens)
+    for ids, logits in zip(tokens, found, strict=True):
+        assert np.array_equal(logits[-1], host_library.logits(ids))
+        assert np.array_equal(logits[4], host_library.logits(ids[:5]))
+    _closed(engine)
+
+
 def copies_of_parts_of_blocks() -> None:
     _, _, engine = _core("paged")
     engine.resize(4, BLOCK)
@@ -332,18 +364,22 @@ def a_smaller_pool() -> None:
     _closed(engine)
 
 
-def _core(layout: Any, capturable: bool = True) -> tuple[Library, EngineCore, TensorRTEngine]:
+def _core(
+    layout: Any, capturable: bool = True, *, top: bool = False
+) -> tuple[Library, EngineCore, TensorRTEngine]:
     library, device, owned = Library(capturable), Device(), ExitStack()
     owned.callback(device.close)
     messages: Any = None
     key = JitKey("", "", "", "", "")
     opened = OpenEngine(library, library, library, messages, device, key, owned)
-    engine = TensorRTEngine(opened, host_library.entry(layout), chunk_invariant=False)
+    engine = TensorRTEngine(opened, host_library.entry(layout, top), chunk_invariant=False)
     return library, EngineCore(engine), engine
 
 
-def _generation(number: int, prompt: list[int], count: int) -> Generation:
-    params = SamplingParams(temperature=0, max_tokens=count)
+def _generation(number: int, prompt: list[int], count: int, *, biased: bool = False) -> Generation:
+    """A greedy one; ``biased``: by so little that nothing changes, which it takes a row to see."""
+    bias = {0: 1e-30} if biased else None
+    params = SamplingParams(temperature=0, max_tokens=count, logit_bias=bias)
     sampler = Sampler(params, host_library.VOCAB, (), prompt, 0)
     request = Request(number, None, tuple(prompt), params)
     return Generation(request, sampler, max_context=CONTEXT)

@@ -37,6 +37,14 @@ def test_any_mix_of_requests(on_host_driver: Any, layout: str, capturable: str) 
 
 
 @pytest.mark.parametrize("layout", ["slots", "paged"])
+@pytest.mark.parametrize("capturable", ["yes", "no"])
+def test_the_highest_logits_alone_come_back(
+    on_host_driver: Any, layout: str, capturable: str
+) -> None:
+    on_host_driver("highest_logits", layout, capturable)
+
+
+@pytest.mark.parametrize("layout", ["slots", "paged"])
 def test_prefixes_are_shared(on_host_driver: Any, layout: str) -> None:
     on_host_driver("shared_prefixes", layout)
 

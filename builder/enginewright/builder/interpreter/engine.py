@@ -24,8 +24,17 @@ from torch import Tensor
 
 from enginewright.builder.interpreter.interpreter import Interpreter
 from enginewright.builder.interpreter.tensors import torch_type
+from enginewright.builder.passes.reduce_logits import OUTPUTS as REDUCED
 from enginewright.runtime.artifact.manifest import EngineEntry
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
+from enginewright.runtime.engine import (
+    BlockCopy,
+    DeviceLogits,
+    Engine,
+    EngineInfo,
+    StepBatch,
+    StepLogits,
+    StepSupport,
+)
 
 
 class InterpretedEngine(Engine):
@@ -64,7 +73,7 @@ class InterpretedEngine(Engine):
             kv_block_size=self._block_size,
         )
 
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         feeds = {
             name: torch.from_numpy(np.array(_step_input(batch, name)))
             for name in self._inputs
@@ -76,7 +85,13 @@ class InterpretedEngine(Engine):
         for name, cache in caches.items():
             written = outputs[f"{name}.out"]
             assert written.data_ptr() == cache.data_ptr(), f"{name} is written in place"
-        return outputs["logits"].numpy()
+        logits = outputs["logits"].numpy()
+        if REDUCED[0] not in outputs:
+            return logits
+        top_logits, top_ids, log_normalizer = (outputs[name].numpy() for name in REDUCED)
+        return DeviceLogits(
+            top_logits, top_ids, log_normalizer, lambda start, end: logits[start:end]
+        )
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         for each in copies:

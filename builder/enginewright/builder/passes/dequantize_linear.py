@@ -3,9 +3,10 @@
 Before: y = Linear(x, W [N, K], bias); e = Gather(E, input_ids); all T.
 After, by the weight's format (see device_weights.py):
 - T: y = MatMul(x, Transpose(W)) + bias; e = Gather(E, input_ids).
-- int8, fp8: W = DequantizeLinear(codes [N, K], scales [N], axis 0).
-- int4: W = DequantizeLinear(codes, scales [N, K / block], axis 1, block_size); with corrections
-  y = ... + MatMul(ReduceSum of x by blocks, Transpose(corrections [N, K / block])).
+- int8 and fp8 of a layer: y = MatMul(x, DequantizeLinear(codes [K, N], scales [N], axis 1)); of
+  head and embedding, which may be tied: W = DequantizeLinear(codes [N, K], scales [N], axis 0).
+- int4: y = MatMul(x, DequantizeLinear(codes [K, N], scales [K / block, N], axis 0, block_size));
+  with corrections y = ... + MatMul(ReduceSum of x by blocks, corrections [K / block, N]).
 - nvfp4: the scales are DequantizeLinear(scales in fp8, scale) themselves.
 
 | precision   | layers                                 | head, token embedding |
@@ -83,7 +84,7 @@ class _Lowering:
         self._precision = precision
         self._head = head
         self._latest: Latest[Parts] = Latest()
-        self._rows: dict[Weight, ir.Value] = {}
+        self._tables: dict[Weight, ir.Value] = {}
         self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
         layers = (n for n in graph if n.op_type == linear.OP_TYPE and n is not head)
         weights = (weight_of(node.inputs[1]) for node in layers)
@@ -99,7 +100,7 @@ class _Lowering:
         if weight is None or self._precision in HALVES:
             y = self._product(node, x, stored)
         elif node is self._head:
-            y = self._product(node, x, self._by_rows(node, weight, "int8", stored))
+            y = self._product(node, x, self._table(node, weight, stored))
         else:
             y = self._layer(node, x, weight, stored)
         if bias:
@@ -112,7 +113,7 @@ class _Lowering:
         table, ids = node.inputs
         weight = weight_of(table)
         if weight is not None and table is not None and ids is not None and ids.is_graph_input():
-            node.replace_input_with(0, self._by_rows(node, weight, "int8", table))
+            node.replace_input_with(0, self._table(node, weight, table))
 
     def _layer(self, node: ir.Node, x: ir.Value, weight: Weight, stored: ir.Value) -> ir.Value:
         kind, inputs = self._precision, weight.shape[1]
@@ -123,36 +124,43 @@ class _Lowering:
                 return self._product(node, x, stored)
             form = Form(kind, (weight.shape[0], inputs), FP4_BLOCK)
             return self._product(node, x, self._rounded(node, weight, form, stored))
-        return self._product(node, x, self._by_rows(node, weight, kind, stored))
+        return self._by_rows(node, x, weight, kind, stored)
 
     def _int4(self, node: ir.Node, x: ir.Value, weight: Weight, stored: ir.Value) -> ir.Value:
         shape, found = (weight.shape[0], weight.shape[1]), carried(weight, (4,))
         size = block_size_for(shape[1])
         if found is None and self._source_has_int4:
-            return self._product(node, x, self._by_rows(node, weight, "int8", stored))
+            return self._by_rows(node, x, weight, "int8", stored)
         if found is None and size is None:
             return self._product(node, x, stored)
         if found is None:
-            form = Form("int4", shape, size or 0)
-            return self._product(node, x, self._rounded(node, weight, form, stored))
+            form = Form("int4", shape, size or 0, turned=True)
+            return self._times(node, x, self._rounded(node, weight, form, stored))
         blocks, order = found
         if order is not None:
             x = self._ordered(node, x, f"{stored.name}.order", order.astype(np.int64))
-        form = Form("int4", shape, blocks.block_size, has_corrections(blocks))
+        form = Form("int4", shape, blocks.block_size, has_corrections(blocks), turned=True)
         matrix = DeviceMatrix(form, partial(_carried_parts, weight), self._latest)
-        y = self._product(node, x, self._dequantized(node, matrix, stored))
+        y = self._times(node, x, self._dequantized(node, matrix, stored))
         if not form.corrections:
             return y
         sums = self._by_blocks(node, x, form)
-        added = self._product(node, sums, self._part(matrix, "corrections", stored))
+        added = self._times(node, sums, self._part(matrix, "corrections", stored))
         return self._add(node, "Add", [y, added], y.dtype)
 
-    def _by_rows(self, node: ir.Node, weight: Weight, kind: str, stored: ir.Value) -> ir.Value:
-        """The matrix with a scale for each row; a tied one is stored once."""
-        if weight not in self._rows:
-            form = Form(kind, (weight.shape[0], weight.shape[1]))
-            self._rows[weight] = self._rounded(node, weight, form, stored)
-        return self._rows[weight]
+    def _by_rows(
+        self, node: ir.Node, x: ir.Value, weight: Weight, kind: str, stored: ir.Value
+    ) -> ir.Value:
+        """The product with a layer's matrix that has a scale for each row."""
+        form = Form(kind, (weight.shape[0], weight.shape[1]), turned=True)
+        return self._times(node, x, self._rounded(node, weight, form, stored))
+
+    def _table(self, node: ir.Node, weight: Weight, stored: ir.Value) -> ir.Value:
+        """The head's or the embedding's matrix in int8; a tied one is stored once."""
+        if weight not in self._tables:
+            form = Form("int8", (weight.shape[0], weight.shape[1]))
+            self._tables[weight] = self._rounded(node, weight, form, stored)
+        return self._tables[weight]
 
     def _rounded(self, node: ir.Node, weight: Weight, form: Form, stored: ir.Value) -> ir.Value:
         compute = partial(rounded_parts, weight, form, stored.name or "")
@@ -164,20 +172,29 @@ class _Lowering:
         if form.kind == "nvfp4":
             scale = self._part(matrix, "scale", stored)
             scales = self._add(node, "DequantizeLinear", [scales, scale], ir.DataType.FLOAT16)
-        blocks = {"axis": 1, "block_size": form.block_size} if form.block_size else {"axis": 0}
-        operands = [self._part(matrix, "codes", stored), scales]
-        made = self._add(node, "DequantizeLinear", operands, ir.DataType.FLOAT16, **blocks)
-        made.shape = ir.Shape(form.matrix)
+        blocks = {"block_size": form.block_size} if form.block_size else {}
+        axis = int(bool(form.block_size) != form.turned)
+        codes = self._part(matrix, "codes", stored)
+        operands = [codes, scales]
+        made = self._add(
+            node, "DequantizeLinear", operands, ir.DataType.FLOAT16, axis=axis, **blocks
+        )
+        made.shape = codes.shape
         return made
 
     def _product(self, node: ir.Node, x: ir.Value, weight: ir.Value) -> ir.Value:
         """x W^T for W [N, K]."""
         turned = self._add(node, "Transpose", [weight], weight.dtype, perm=[1, 0])
         assert weight.shape is not None
-        assert x.shape is not None
         turned.shape = ir.Shape(list(weight.shape)[::-1])
-        y = self._add(node, "MatMul", [x, turned], x.dtype)
-        y.shape = ir.Shape([*list(x.shape)[:-1], weight.shape[0]])
+        return self._times(node, x, turned)
+
+    def _times(self, node: ir.Node, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """x W for W [K, N]."""
+        y = self._add(node, "MatMul", [x, weight], x.dtype)
+        assert weight.shape is not None
+        assert x.shape is not None
+        y.shape = ir.Shape([*list(x.shape)[:-1], weight.shape[1]])
         return y
 
     def _ordered(

@@ -75,7 +75,7 @@ def _longest(graph: ir.Graph, inputs: Mapping[str | None, ir.Value], total: ir.N
 def _lower(node: ir.Node, last: ir.Value, longest: ir.Value) -> None:
     q, k, v, k_cache, v_cache = node.inputs[:5]
     cos, sin, sinks = ([*node.inputs[8:], None, None, None])[:3]
-    packed = _packed(node)
+    packed = packed_projection(node)
     operands = [packed, None, None] if packed is not None else [q, k, v]
     attributes = node.attributes
     window = attributes["window"].as_int()
@@ -98,7 +98,7 @@ def _lower(node: ir.Node, last: ir.Value, longest: ir.Value) -> None:
     replace(node.outputs, lowered.outputs)
 
 
-def _packed(node: ir.Node) -> ir.Value | None:
+def packed_projection(node: ir.Node) -> ir.Value | None:
     """The tensor that q, k and v are split from, in that order, or None."""
     q = node.inputs[0]
     split = None if q is None else q.producer()

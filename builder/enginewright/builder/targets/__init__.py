@@ -48,9 +48,10 @@ class TensorRTOptions:
 class CompileRequest:
     """What a target is asked for. ``folder`` is the artifact's; the engine goes to its engine/.
 
-    For the NVIDIA targets: ``attention`` and its cache, the compute ``capabilities`` (None: the
-    target's own choice) and ``tensorrt``; ``kv_scales`` as calibration.py has them, with a
-    quantized cache. Lines for people go to ``progress``.
+    ``kv_dtype`` and ``block_size``: of a paged cache; ``kv_scales`` as calibration.py has them,
+    with a quantized one. For the NVIDIA targets: ``attention``, the compute ``capabilities``
+    (None: the target's own choice) and ``tensorrt``; ``top_logits``: how many of
+    each row come to the host, 0: the whole row. Lines for people go to ``progress``.
     """
 
     folder: Path
@@ -59,9 +60,10 @@ class CompileRequest:
     caches: tuple[CacheShape, ...]
     attention: Literal["native", "plugin"] = "native"
     capabilities: tuple[str, ...] | None = None
-    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    kv_dtype: Literal["auto", "float32", "float16", "int8", "fp8"] = "auto"
     block_size: int = 32
     kv_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    top_logits: int = 0
     tensorrt: TensorRTOptions = TensorRTOptions()
     progress: Callable[[str], None] = _silent
 

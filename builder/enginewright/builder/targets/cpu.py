@@ -1,4 +1,11 @@
-"""Target ``cpu``: ONNX Runtime models with their weights beside them, cache in slots."""
+"""Target ``cpu``: ONNX Runtime models with their weights beside them, one a plan.
+
+| plan   | attention           | linear layers              | cache                     | needs    |
+|--------|---------------------|----------------------------|---------------------------|----------|
+| native | CachedAttention     | BlockLinear; MatMul (fp32) | paged, of the recipe's    | C++ when |
+|        |                     |                            | kv_cache                  | built    |
+| plain  | GroupQueryAttention | MatMulNBits; MatMul (fp32) | slots, float32            | nothing  |
+"""
 
 from __future__ import annotations
 
@@ -19,6 +26,7 @@ from enginewright.builder.passes.fuse_norm import fuse_norm
 from enginewright.builder.passes.fuse_skip import fuse_skip
 from enginewright.builder.passes.lower_attention import lower_attention
 from enginewright.builder.passes.lower_block_linear import lower_block_linear
+from enginewright.builder.passes.lower_paged_attention import lower_paged_attention
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
@@ -26,7 +34,6 @@ from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.targets import CompileRequest, Target, operators
 from enginewright.builder.targets.entries import tensor_entries, vocab_size, with_fingerprints
 from enginewright.builder.targets.external_data import WeightsFile
-from enginewright.plugins.block_linear import contract as block_linear
 from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry, StepsEntry
 from enginewright.runtime.artifact.native_code import this_platform
 
@@ -37,12 +44,16 @@ _PLAIN = "engine/plain.onnx"
 _WEIGHTS = "engine/weights.bin"
 
 
-class CpuTarget(Target):
-    """ONNX Runtime's CPU provider; attention is GroupQueryAttention over slots.
+_LARGEST_HEAD = 256
+"""Of what our attention takes."""
 
-    int8 and int4 have two plans over the same weights: "native" with the library of operators,
-    and "plain" with what ONNX Runtime has itself, for machines where no foreign code may run or
-    the library does not. Where no compiler is at hand there is "plain" alone.
+
+class CpuTarget(Target):
+    """ONNX Runtime's CPU provider; the plans are in the module's table.
+
+    "native" runs the library of our operators; "plain" what ONNX Runtime has itself, over the same
+    weights, for machines where no foreign code may run or the library does not. Where no compiler
+    is at hand there is "plain" alone.
     """
 
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
@@ -51,13 +62,16 @@ class CpuTarget(Target):
         (request.folder / "engine").mkdir()
         entries = []
         with WeightsFile(request.folder / _WEIGHTS) as weights:
-            library = _library(model, request)
+            library = _library(request)
             if library is not None:
-                _save(model, weights, request.folder / _NATIVE)
-                entries.append(_describe(model, request, "native", _NATIVE, library))
+                native, kv = model.clone(), _paged(request)
+                lower_paged_attention(native, kv.dtype, kv.block_size, request.kv_scales)
+                _save(native, weights, request.folder / _NATIVE)
+                entries.append(_describe(native, request, "native", kv, library))
+            lower_attention(model)
             lower_block_linear(model)
             _save(model, weights, request.folder / _PLAIN)
-        entries.append(_describe(model, request, "plain", _PLAIN, None))
+        entries.append(_describe(model, request, "plain", _slots(request), None))
         return with_fingerprints(tuple(entries), request.folder)
 
     def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:
@@ -68,9 +82,9 @@ class CpuTarget(Target):
         return versions
 
 
-def _library(model: ir.Model, request: CompileRequest) -> str | None:
+def _library(request: CompileRequest) -> str | None:
     """The operators' library, put into the artifact; None where it is of no use, or not made."""
-    if not any(node.op_type == block_linear.OP_TYPE for node in model.graph):
+    if request.caches[0].head_dim > _LARGEST_HEAD:
         return None
     try:
         made = operators.compile_library()
@@ -92,7 +106,8 @@ def _save(model: ir.Model, weights: WeightsFile, graph_file: Path) -> None:
 
 
 def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
-    """Rewrite the exported graph for ONNX Runtime; Linear is left to the precision."""
+    """Rewrite the exported graph for ONNX Runtime; Linear is left to the precision, attention to
+    the plan."""
 
     # The backend pads a prefill to an even width, so the tables have an even length too.
     def rotates(rotary_dim: int) -> bool:
@@ -109,14 +124,29 @@ def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
     fuse_skip(model)
     prune_logits(model)
     derive_positions(model)
-    lower_attention(model)
     simplify(model)
 
 
+def _paged(request: CompileRequest) -> KVEntry:
+    """The cache of the native plan."""
+    by_itself = "float32" if request.precision == "fp32" else "float16"
+    dtype = by_itself if request.kv_dtype == "auto" else request.kv_dtype
+    layers, cache = len(request.caches), request.caches[0]
+    return KVEntry("paged", layers, cache.kv_heads, cache.head_dim, dtype, request.block_size)
+
+
+def _slots(request: CompileRequest) -> KVEntry:
+    """The cache of the plain plan."""
+    cache = request.caches[0]
+    return KVEntry("slots", len(request.caches), cache.kv_heads, cache.head_dim, "float32")
+
+
 def _describe(
-    model: ir.Model, request: CompileRequest, plan: str, graph_file: str, library: str | None
+    model: ir.Model, request: CompileRequest, plan: str, kv: KVEntry, library: str | None
 ) -> EngineEntry:
-    limits, cache = request.limits, request.caches[0]
+    limits, graph_file = request.limits, f"engine/{plan}.onnx"
+    # GroupQueryAttention on the CPU refuses more than one row with S > 1 over a past.
+    extend = 1 if kv.layout == "slots" else limits.max_batch
     return EngineEntry(
         target="cpu",
         plan=plan,
@@ -126,10 +156,9 @@ def _describe(
         files=(graph_file, _WEIGHTS, *([] if library is None else [library])),
         io=tensor_entries(model.graph),
         vocab_size=vocab_size(model.graph),
-        kv=KVEntry("slots", len(request.caches), cache.kv_heads, cache.head_dim, "float32"),
+        kv=kv,
         limits=limits,
-        # GroupQueryAttention on the CPU refuses more than one row with S > 1 over a past.
-        steps=StepsEntry(decode=limits.max_batch, prefill=limits.max_batch, extend=1),
+        steps=StepsEntry(decode=limits.max_batch, prefill=limits.max_batch, extend=extend),
         batch_invariant=True,
         library=library,
         platform=None if library is None else this_platform(),

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,25 @@ from enginewright.builder.cache import cached_file, digest
 from enginewright.plugins.block_linear import contract
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.native_code import remember, this_platform
+from enginewright.runtime.cores import available_cores
 from enginewright.runtime.errors import BuildError
 
-_SOURCES = Path(contract.__file__).parent / "cpu"
+_PLUGINS = Path(contract.__file__).parent.parent
+_SOURCES = (_PLUGINS / "cpu", _PLUGINS / "attention" / "cpu", _PLUGINS / "block_linear" / "cpu")
+"""What the operators share, and each of them."""
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
 LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
 STATIC = ("-static-libgcc", "-static-libstdc++")
 _X86 = ("x86_64", "AMD64")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_INSTRUCTION_SETS = {
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512vnni": (*_AVX512, "-mavx512vnni"),
+}
+"""By the end of a file's name, on x86-64."""
 
 
 class CompilerError(BuildError):
@@ -36,7 +48,7 @@ class CompilerError(BuildError):
 class _Unit:
     """A source file and the instruction sets that it alone may use."""
 
-    source: str
+    source: Path
     flags: tuple[str, ...] = ()
 
 
@@ -52,8 +64,12 @@ def compile_library() -> Path | None:
     key = digest(
         {
             "compiler": compiler_version(compiler),
-            "flags": [*_FLAGS, *LINK_FLAGS, *STATIC],
-            "sources": {path.name: sha256_file(path) for path in sorted(_SOURCES.iterdir())},
+            "flags": [*_FLAGS, *LINK_FLAGS, *STATIC, _INSTRUCTION_SETS],
+            "sources": {
+                f"{at}/{path.name}": sha256_file(path)
+                for at, folder in enumerate(_SOURCES)
+                for path in sorted(folder.iterdir())
+            },
             "platform": this_platform(),
         }
     )
@@ -102,18 +118,31 @@ def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _units() -> tuple[_Unit, ...]:
-    common = (_Unit("operator.cpp"), _Unit("kernels_portable.cpp"))
-    if platform.machine() not in _X86:
-        return common
-    return (*common, _Unit("kernels_avx2.cpp", ("-mavx2", "-mfma", "-mf16c")))
+    """Every C++ file; one that is named after an instruction set is for that alone.
+
+    Those for any processor come first: of a function of the C++ library that several hold, the
+    linker takes the first.
+    """
+    found = []
+    for folder in _SOURCES:
+        for source in sorted(folder.glob("*.cpp")):
+            flags = _INSTRUCTION_SETS.get(source.stem.removeprefix("kernels_"))
+            if flags is None:
+                found.append(_Unit(source))
+            elif platform.machine() in _X86:
+                found.append(_Unit(source, flags))
+    return tuple(sorted(found, key=lambda unit: len(unit.flags)))
 
 
 def _compile(compiler: str, library: Path) -> None:
+    flags = (*_FLAGS, f"-I{_SOURCES[0]}")
     with tempfile.TemporaryDirectory() as scratch:
-        objects = []
-        for unit in _units():
-            made = Path(scratch) / f"{unit.source}.o"
-            source = str(_SOURCES / unit.source)
-            run_compiler([compiler, *_FLAGS, *unit.flags, "-c", source, "-o", str(made)])
-            objects.append(str(made))
+
+        def made(at: int, unit: _Unit) -> str:
+            result = str(Path(scratch) / f"{at}.o")
+            run_compiler([compiler, *flags, *unit.flags, "-c", str(unit.source), "-o", result])
+            return result
+
+        with ThreadPoolExecutor(available_cores()) as pool:
+            objects = list(pool.map(made, *zip(*enumerate(_units()), strict=True)))
         link_library(compiler, (), objects, library)

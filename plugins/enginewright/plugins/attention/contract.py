@@ -18,7 +18,8 @@
 | k_cache_out, ... | as the inputs               |            | alias of the inputs              |
 
 Row b attends over its past_lengths[b] cached tokens and, causally, over its new ones.
-A changed meaning is a new ``abi_version``.
+On the CPU blocks of k_cache are [kv_heads, D, size], and q may hold q, k and v side by side: see
+cpu/step.h. A changed meaning is a new ``abi_version``.
 """
 
 from __future__ import annotations

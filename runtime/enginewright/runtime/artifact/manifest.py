@@ -49,7 +49,8 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class KVEntry:
-    """The cache: ``k_cache.i`` and ``v_cache.i`` [blocks, kv_heads, size, head_dim] a layer.
+    """The cache: ``k_cache.i`` and ``v_cache.i`` [blocks, kv_heads, size, head_dim] a layer; with
+    ``paged`` on the CPU ``k_cache.i`` is [blocks, kv_heads, head_dim, size].
 
     ``block_size``: the size, where the engine was built for one; 0: the pool chooses it.
     """
@@ -155,6 +156,12 @@ class EngineEntry:
     platform: str | None = None
     nvidia: NvidiaEntry | None = None
 
+    @property
+    def top_logits(self) -> int:
+        """How many logits of each row come to the host, see engine.DeviceLogits; 0: all."""
+        found = (tensor.shape[-1] for tensor in self.io if tensor.name == "top_logits")
+        return int(next(found, 0))
+
 
 @dataclass(frozen=True)
 class SamplingDefault:
@@ -165,12 +172,22 @@ class SamplingDefault:
 
 
 @dataclass(frozen=True)
+class TuningEntry:
+    """What the build measured to put the engines into order: ``seconds`` of each plan and work."""
+
+    processor: str
+    threads: int
+    seconds: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that the runtime knows of an artifact before it opens a file of it.
 
     ``recipe``, ``tools`` and ``conformance`` (by plan) are for people and for verify, but for
-    ``chunk_invariant``; the rest drives the runtime. ``engines`` stand in the order of
-    preference. ``eos_token_ids`` is the union over tokenizer, config and generation config.
+    ``chunk_invariant`` and ``step_invariant``; the rest drives the runtime. ``engines`` stand in
+    the order of preference; ``tuning`` says why, if that was measured. ``eos_token_ids`` is the
+    union over tokenizer, config and generation config.
     """
 
     name: str
@@ -183,12 +200,20 @@ class Manifest:
     bos_token_id: int | None
     sampling_defaults: Mapping[str, SamplingDefault]
     conformance: Mapping[str, Any] = field(default_factory=dict)
+    tuning: TuningEntry | None = None
     schema_version: int = SCHEMA_VERSION
 
     def chunk_invariant(self, plan: str) -> bool:
         """Whether the plan's logits were found bitwise the same in one step and in several."""
-        measures = self.conformance.get(plan, {}).get("measures", {})
-        return bool(measures.get("chunk_difference") == 0.0)
+        return self._is_zero(plan, "chunk_difference")
+
+    def step_invariant(self, plan: str) -> bool:
+        """And the same where the tokens were computed one by one."""
+        return self.chunk_invariant(plan) and self._is_zero(plan, "step_difference")
+
+    def _is_zero(self, plan: str, measure: str) -> bool:
+        found = self.conformance.get(plan, {}).get("measures", {})
+        return bool(found.get(measure) == 0.0)
 
     def to_json(self) -> str:
         """The sealed text of all fields."""
@@ -271,6 +296,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     fields["eos_token_ids"] = tuple(data["eos_token_ids"])
     defaults = data["sampling_defaults"].items()
     fields["sampling_defaults"] = {name: SamplingDefault(**entry) for name, entry in defaults}
+    fields["tuning"] = TuningEntry(**data["tuning"]) if data.get("tuning") else None
     return Manifest(**fields)
 
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from enginewright.runtime.beam_search.hypotheses import Hypothesis
 from enginewright.runtime.beam_search.params import BeamSearchParams
 from enginewright.runtime.beam_search.search import BeamSearch, Constraint
+from enginewright.runtime.engine import RowLogits
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.requests.outputs import RequestMetrics
 from enginewright.runtime.scheduling.beam_rows import BeamRows
-from enginewright.runtime.scheduling.job import Job, Logits
+from enginewright.runtime.scheduling.job import Job
 from enginewright.runtime.scheduling.row import Row
 from enginewright.runtime.scheduling.scheduler import Scheduler
 from enginewright.runtime.text.detokenizer import IncrementalDetokenizer
@@ -80,8 +83,8 @@ class BeamJob(Job):
     def first_row(self) -> Row:
         return self._beams.live[0]
 
-    def accept(self, scheduler: Scheduler, logits: Mapping[int, Logits]) -> None:
-        rows = [logits[row.id] for row in self._beams.live]
+    def accept(self, scheduler: Scheduler, logits: Mapping[int, RowLogits]) -> None:
+        rows = [np.asarray(logits[row.id]) for row in self._beams.live]
         assert len(rows) == len(logits), "the beams of a search step together"
         try:
             branches = self._search.step(rows)

@@ -51,7 +51,10 @@ class BlockCache(KVCache):
     """Blocks of ``block_size`` tokens, ``max_blocks`` of them at most, for rows of ``max_length``.
 
     ``grow_first``: the pool grows before it gives up what ended rows left, not only for live rows.
+    ``invariant``: a token is the same to the last bit however it was computed.
     """
+
+    padded = False
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class BlockCache(KVCache):
         *,
         keep: bool = True,
         grow_first: bool = False,
+        invariant: bool = False,
     ) -> None:
         super().__init__()
         assert max_rows > 0
@@ -69,7 +73,7 @@ class BlockCache(KVCache):
         assert max_blocks > 0
         self._max_rows, self._block_size, self._max_blocks = max_rows, block_size, max_blocks
         self._max_length = min(max_length, max_blocks * block_size)
-        self._keep, self._grow_first = keep, grow_first
+        self._keep, self._grow_first, self._invariant = keep, grow_first, invariant
         self.reset()
 
     @property
@@ -133,7 +137,7 @@ class BlockCache(KVCache):
 
     def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         holder = self._rows[row]
-        if prefilled and holder.prefilled == holder.length:
+        if (prefilled or self._invariant) and holder.prefilled == holder.length:
             holder.prefilled = tokens
         first, last = holder.length // self._block_size, tokens // self._block_size
         holder.length = tokens

@@ -53,6 +53,9 @@ class Claim:
 class KVCache(ABC):
     """Rows and their room. Rows decode in the order of ``decoding``."""
 
+    padded: bool
+    """Whether a step may write each row as wide as its widest: all then need room for that."""
+
     def __init__(self) -> None:
         self._reserved: Counter[int] = Counter()
         self._commands: list[Command] = []

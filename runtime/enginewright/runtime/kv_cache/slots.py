@@ -50,6 +50,8 @@ class SlotCache(KVCache):
     a token that was computed together with others is the same to the last bit in any such step.
     """
 
+    padded = True
+
     def __init__(
         self,
         max_rows: int,

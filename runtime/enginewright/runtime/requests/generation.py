@@ -11,9 +11,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from enginewright.runtime.engine import RowLogits
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.requests.flat_logprobs import FlatLogprobs
 from enginewright.runtime.requests.outputs import CompletionOutput, FinishReason, SampleLogprobs
@@ -86,7 +84,7 @@ class Generation:
         """Whether asking again must give the same tokens."""
         return self._sampler.repeatable
 
-    def accept(self, logits: NDArray[np.float32]) -> None:
+    def accept(self, logits: RowLogits) -> None:
         """Choose the next token and see whether it ends the request.
 
         An error in doing so (say, logits that are not numbers) ends this request alone.
@@ -102,6 +100,19 @@ class Generation:
         self._note_logprobs(sampled)
         self._note_text(sampled.token_id)
         self._see_whether_ended(sampled.token_id)
+
+    @property
+    def draft_limit(self) -> int:
+        """How many tokens may be drafted: all that may come but the last, which needs no draft."""
+        most = min(self.request.params.max_tokens or self._room, self._room)
+        return most - len(self.output_token_ids) - 1
+
+    def possible(self, draft: list[int]) -> list[int]:
+        """The leading tokens of a draft that may come, up to one that ends the output."""
+        kept = self._sampler.possible(draft)
+        ends = self._eos | set(self.request.params.stop_ids)
+        end = next((at for at, token in enumerate(kept) if token in ends), len(kept))
+        return kept[: end + 1]
 
     def fail(self, error: EnginewrightError) -> None:
         """End the request; it alone has gone wrong."""

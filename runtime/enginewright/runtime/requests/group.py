@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from enginewright.runtime.engine import RowLogits
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.requests.generation import Generation
 from enginewright.runtime.requests.outputs import CompletionOutput, RequestMetrics, RequestOutput
@@ -11,6 +12,7 @@ from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.scheduling.job import Job, Logits
 from enginewright.runtime.scheduling.row import Row
 from enginewright.runtime.scheduling.scheduler import Scheduler
+from enginewright.runtime.speculation.acceptance import verify
 
 
 class RequestGroup(Job):
@@ -27,6 +29,9 @@ class RequestGroup(Job):
         self._rows = {each.request.id: _row(each) for each in generations}
         self._first = self._rows[generations[0].request.id]
         self._told_final = False
+        self._drafted = self._accepted = 0
+        self._ended: list[Row] = []
+        """Rows that ended within a draft: they leave when all drafts of the step are verified."""
         self._prompt_error: EnginewrightError | None = None
 
     @property
@@ -49,10 +54,12 @@ class RequestGroup(Job):
         except EnginewrightError as error:
             self._prompt_error = error
 
-    def accept(self, scheduler: Scheduler, logits: Mapping[int, Logits]) -> None:
+    def accept(self, scheduler: Scheduler, logits: Mapping[int, RowLogits]) -> None:
         if self._prompt_error is not None:
             self._fail(scheduler, self._prompt_error)
             return
+        ended, self._ended = self._ended, []
+        scheduler.remove(ended)
         for row_id, values in logits.items():
             row = self._rows[row_id]
             begins = row is self._first and len(row.tokens) == row.prompt
@@ -60,6 +67,32 @@ class RequestGroup(Job):
             if begins:
                 self._fork(scheduler, values)
             self._go_on(scheduler, row)
+
+    def draft_limit(self, row: int) -> int:
+        return self._by_row[row].draft_limit
+
+    def possible(self, row: int, draft: list[int]) -> list[int]:
+        return self._by_row[row].possible(draft)
+
+    def verify(
+        self, scheduler: Scheduler, row: int, draft: Sequence[int], logits: Sequence[RowLogits]
+    ) -> int:
+        generation, its_row = self._by_row[row], self._rows[row]
+
+        def choose(values: RowLogits) -> int | None:
+            generation.accept(values)
+            if generation.finished:
+                return None
+            its_row.tokens.append(generation.output_token_ids[-1])
+            return its_row.tokens[-1]
+
+        accepted = verify(draft, logits, choose)
+        scheduler.keep(its_row, accepted)
+        if generation.finished:
+            self._ended.append(its_row)
+        self._drafted += len(draft)
+        self._accepted += accepted
+        return accepted
 
     def abort(self, scheduler: Scheduler) -> None:
         for each in self.generations:
@@ -72,7 +105,7 @@ class RequestGroup(Job):
             each.fail(error)
         scheduler.remove([self._first])
 
-    def _fork(self, scheduler: Scheduler, logits: Logits) -> None:
+    def _fork(self, scheduler: Scheduler, logits: RowLogits) -> None:
         for generation in self.generations[1:]:
             generation.accept(logits)
             if not generation.finished:
@@ -139,6 +172,8 @@ class RequestGroup(Job):
             min(each.arrived for each in self.generations),
             min(first, default=None),
             max(last) if self.finished else None,
+            self._drafted,
+            self._accepted,
         )
 
 

@@ -64,11 +64,16 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Moments of ``time.perf_counter()``, in seconds; None when not reached."""
+    """Moments of ``time.perf_counter()``, in seconds; None when not reached.
+
+    And how many tokens were drafted for the request, and how many of them were right.
+    """
 
     arrival_time: float
     first_token_time: float | None = None
     finished_time: float | None = None
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 @dataclass

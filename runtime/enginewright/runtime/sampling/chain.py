@@ -60,9 +60,13 @@ Apply = Callable[[Logits, Output], Logits]
 
 @dataclass(frozen=True)
 class _Step:
-    """A processor, and for which numbers of tokens generated so far it does anything."""
+    """A processor, and for which numbers of tokens generated so far it does anything.
+
+    ``lowers``: it raises no logit, and looks at each by itself.
+    """
 
     apply: Apply
+    lowers: bool
     first: int = 0
     end: int | None = None
 
@@ -123,6 +127,24 @@ class Chain:
             adjusted = step.apply(adjusted, output)
         return adjusted
 
+    def of_some(self, ids: Ids, logits: Logits, output: Output) -> Logits | None:
+        """The same for some tokens, ``ids`` [n], whose logits [n] alone are known.
+
+        None where a processor may raise the logits of others. The array itself when there is
+        nothing to do.
+        """
+        due = [step for step in self._steps if step.due(len(output))]
+        if not due:
+            return logits
+        if not all(step.lowers for step in due):
+            return None
+        row = scratch.floats("adjusted", self._vocab_size)
+        row.fill(-np.inf)
+        row[ids] = logits
+        for step in due:
+            row = step.apply(row, output)
+        return row[ids]
+
     def _copy_of(self, logits: Logits) -> Logits:
         if self._functions:  # they may keep what they are given
             return logits.copy()
@@ -142,13 +164,13 @@ class Chain:
             np.putmask(logits, ~grammar.mask(), -np.inf)
             processors.mask_tokens(logits, barred)
 
-        return _Step(_in_place(apply))
+        return _Step(_in_place(apply), lowers=True)
 
     def _allowed(self) -> _Step | None:
         if self._params.allowed_token_ids is None:
             return None
         ids = _ids(self._params.allowed_token_ids)
-        return _Step(_in_place(lambda logits, _: processors.keep_only(logits, ids)))
+        return _Step(_in_place(lambda logits, _: processors.keep_only(logits, ids)), lowers=True)
 
     def _without_bad_words(self) -> _Step | None:
         if not self._bad_words:
@@ -162,24 +184,25 @@ class Chain:
             banned = completing(self._bad_words, [*before, *output])
             processors.mask_tokens(logits, _ids(banned))
 
-        return _Step(_in_place(apply))
+        return _Step(_in_place(apply), lowers=True)
 
     def _without_ends(self) -> _Step | None:
         barred = self._barred
         if not self._params.min_tokens or not barred.size:
             return None
         apply = _in_place(lambda logits, _: processors.mask_tokens(logits, barred))
-        return _Step(apply, end=self._params.min_tokens)
+        return _Step(apply, lowers=True, end=self._params.min_tokens)
 
     def _biased(self) -> _Step | None:
         bias = self._params.logit_bias
         if not bias:
             return None
         ids, values = _ids(bias), np.array(list(bias.values()), np.float32)
-        return _Step(_in_place(lambda logits, _: processors.add_bias(logits, ids, values)))
+        apply = _in_place(lambda logits, _: processors.add_bias(logits, ids, values))
+        return _Step(apply, lowers=bool((values <= 0).all()))
 
     def _custom(self) -> _Step | None:
-        return _Step(self._functions) if self._functions else None
+        return _Step(self._functions, lowers=False) if self._functions else None
 
     def _repetition(self) -> _Step | None:
         penalty = self._params.repetition_penalty
@@ -191,7 +214,7 @@ class Chain:
             seen = np.concatenate((prompt, self._tally.of(output)[0]))
             processors.repetition_penalty(logits, seen, penalty)
 
-        return _Step(_in_place(apply))
+        return _Step(_in_place(apply), lowers=penalty > 1.0)
 
     def _penalties(self) -> _Step | None:
         frequency, presence = self._params.frequency_penalty, self._params.presence_penalty
@@ -201,7 +224,7 @@ class Chain:
         def apply(logits: Logits, output: Output) -> None:
             processors.output_penalties(logits, *self._tally.of(output), frequency, presence)
 
-        return _Step(_in_place(apply), first=1)
+        return _Step(_in_place(apply), lowers=min(frequency, presence) >= 0.0, first=1)
 
     def _check_room(self) -> None:
         """Some token must be left that does not end the output before ``min_tokens``."""

@@ -11,7 +11,7 @@ V vocabulary, W its tokens in bytes of eight, those of the model and the tokeniz
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
@@ -139,6 +139,10 @@ class GrammarState:
         state = self.copy()
         state.advance(token_id)
         return state
+
+    def possible(self, token_ids: Sequence[int]) -> int:
+        """How many of the tokens, one after the other, the grammar would take."""
+        return int(self._matcher.validate_tokens(list(token_ids)))
 
     @property
     def finished(self) -> bool:

@@ -44,9 +44,9 @@ def log_normaliser(logits: Logits) -> float:
     return float(logits.max()) + math.log(float(total))
 
 
-def likeliest(logits: Logits, token: int, count: int) -> Scores:
+def likeliest(logits: Logits, token: int, count: int, normaliser: float | None = None) -> Scores:
     """The token first, then the ``count`` likeliest ones in order (-1: all)."""
-    normaliser = log_normaliser(logits)
+    normaliser = log_normaliser(logits) if normaliser is None else normaliser
     scores = {token: (float(logits[token]) - normaliser, rank(logits, token))}
     count = logits.size if count == -1 else min(count, logits.size)
     if count:

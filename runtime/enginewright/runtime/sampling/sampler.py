@@ -16,16 +16,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from enginewright.runtime.engine import RowLogits, TopLogits
 from enginewright.runtime.errors import RequestError
-from enginewright.runtime.sampling import logprobs, truncation
+from enginewright.runtime.sampling import logprobs
 from enginewright.runtime.sampling.bad_words import Words
+from enginewright.runtime.sampling.candidates import Candidates, highest_known, truncate_known
 from enginewright.runtime.sampling.chain import Chain
 from enginewright.runtime.sampling.custom import LogitsProcessor
 from enginewright.runtime.sampling.draw import RandomStream, draw
 from enginewright.runtime.sampling.grammar import Grammar
 from enginewright.runtime.sampling.logprobs import Scores
 from enginewright.runtime.sampling.params import SamplingParams
-from enginewright.runtime.sampling.processors import Ids, Logits, scale_temperature
+from enginewright.runtime.sampling.processors import Logits
+from enginewright.runtime.sampling.truncation import truncate, weights_of
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,20 @@ class Sampler:
         self._stream = RandomStream(seed, index)
         self.repeatable = params.greedy or seed is not None
         """Whether the same logits give the same tokens another time."""
+        self._vocab_size = vocab_size
         self._named = np.array(params.logprob_token_ids or (), np.int64)
 
-    def sample(self, logits: Logits, output_token_ids: Sequence[int]) -> SampledToken:
-        """The next token after ``output_token_ids``, from logits [V] that stay as they are."""
+    def sample(self, logits: RowLogits, output_token_ids: Sequence[int]) -> SampledToken:
+        """The next token after ``output_token_ids``, from logits [V] that stay as they are.
+
+        Of a row on the device the whole is brought only where its highest logits do not settle
+        what it gives.
+        """
+        if isinstance(logits, TopLogits):
+            settled = self._settle(logits, output_token_ids)
+            if settled is not None:
+                return settled
+            logits = logits.whole
         adjusted = self._chain(logits, output_token_ids)
         if self.params.greedy:
             token = int(adjusted.argmax())
@@ -92,9 +105,11 @@ class Sampler:
         else:
             _check_finite(adjusted.max(), logits)
             token = self._draw(adjusted, len(output_token_ids))
-        if self._grammar is not None:
-            self._grammar.advance(token)
-        return self._with_logprobs(token, logits)
+        return self._with_logprobs(self._chosen(token), logits)
+
+    def possible(self, draft: list[int]) -> list[int]:
+        """The leading tokens of a draft that structured_outputs do not forbid."""
+        return draft if self._grammar is None else draft[: self._grammar.possible(draft)]
 
     @property
     def complete(self) -> bool:
@@ -103,8 +118,39 @@ class Sampler:
 
     def _draw(self, logits: Logits, step: int) -> int:
         candidates, survivors = truncate(logits, self.params)
-        index = draw(truncation.weights_of(survivors), self._stream.uniform(step))
+        index = draw(weights_of(survivors), self._stream.uniform(step))
         return index if candidates is None else int(candidates[index])
+
+    def _settle(self, row: TopLogits, output: Sequence[int]) -> SampledToken | None:
+        """What ``sample`` gives, if the row's highest logits settle it."""
+        known, wanted = Candidates.of(row, self._vocab_size), self.params.num_logprobs
+        if known is None or self._named.size or not -1 < (wanted or 0) <= known.ids.size:
+            return None
+        adjusted = self._chain.of_some(known.ids, known.logits, output)
+        position = None if adjusted is None else self._choose(known, adjusted, len(output))
+        if position is None:
+            return None
+        token = self._chosen(int(known.ids[position]))
+        if wanted is None:
+            return SampledToken(token)
+        found = logprobs.likeliest(known.logits, position, wanted, known.log_normalizer)
+        scores = {int(known.ids[at]): score for at, score in found.items()}
+        return SampledToken(token, scores[token][0], scores)
+
+    def _choose(self, known: Candidates, adjusted: Logits, step: int) -> int | None:
+        """The position of the chosen token among the known, if other tokens have no part in it."""
+        if self.params.greedy:
+            return highest_known(known, adjusted)
+        found = truncate_known(known, adjusted, self.params)
+        if found is None:
+            return None
+        kept, scaled = found
+        return int(kept[draw(weights_of(scaled), self._stream.uniform(step))])
+
+    def _chosen(self, token: int) -> int:
+        if self._grammar is not None:
+            self._grammar.advance(token)
+        return token
 
     def _with_logprobs(self, token: int, logits: Logits) -> SampledToken:
         wanted = self.params.num_logprobs
@@ -115,27 +161,6 @@ class Sampler:
         else:
             scores = logprobs.likeliest(logits, token, wanted)
         return SampledToken(token, scores[token][0], scores)
-
-
-def truncate(logits: Logits, params: SamplingParams) -> tuple[Ids | None, Logits]:
-    """The candidates (None: all) and their scaled logits, in the order that was asked for."""
-    candidates: Ids | None = None
-    # Neither the temperature nor min_p changes which are the k likeliest: top_k goes first, so
-    # that the others look at few. Only in Hugging Face's order does min_p come after top_p.
-    if params.top_k:
-        candidates = truncation.keep_top_k(logits, params.top_k)
-        logits = logits[candidates]
-    logits = scale_temperature(logits, params.temperature)
-    order = ("min_p", "top_p") if params.processor_order == "vllm" else ("top_p", "min_p")
-    for name in order:
-        if name == "min_p" and params.min_p > 0.0:
-            kept = truncation.keep_min_p(logits, params.min_p)
-        elif name == "top_p" and params.top_p < 1.0:
-            kept = truncation.keep_top_p(logits, params.top_p)
-        else:
-            continue
-        candidates, logits = kept if candidates is None else candidates[kept], logits[kept]
-    return candidates, logits
 
 
 def _check_finite(value: np.float32, logits: Logits) -> None:

@@ -11,18 +11,43 @@ K candidates (the vocabulary before the first truncation), m survivors.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.sampling import scratch
-from enginewright.runtime.sampling.processors import Logits
+from enginewright.runtime.sampling.processors import Logits, scale_temperature
+
+if TYPE_CHECKING:
+    from enginewright.runtime.sampling.params import SamplingParams
 
 Kept = NDArray[np.int64]
 
 _GROUP = 64
 _BINS = 4096
 _SORTED_AT_ONCE = 2048
+
+
+def truncate(logits: Logits, params: SamplingParams) -> tuple[Kept | None, Logits]:
+    """The candidates (None: all) and their scaled logits, in the order that was asked for."""
+    candidates: Kept | None = None
+    # Neither the temperature nor min_p changes which are the k likeliest: top_k goes first, so
+    # that the others look at few. Only in Hugging Face's order does min_p come after top_p.
+    if params.top_k:
+        candidates = keep_top_k(logits, params.top_k)
+        logits = logits[candidates]
+    logits = scale_temperature(logits, params.temperature)
+    order = ("min_p", "top_p") if params.processor_order == "vllm" else ("top_p", "min_p")
+    for name in order:
+        if name == "min_p" and params.min_p > 0.0:
+            kept = keep_min_p(logits, params.min_p)
+        elif name == "top_p" and params.top_p < 1.0:
+            kept = keep_top_p(logits, params.top_p)
+        else:
+            continue
+        candidates, logits = kept if candidates is None else candidates[kept], logits[kept]
+    return candidates, logits
 
 
 def keep_min_p(logits: Logits, min_p: float) -> Kept:

@@ -7,7 +7,8 @@ B rows of the plan, S tokens of the widest, V vocabulary, n blocks a row.
 | input_ids     | [B, S] | int64   | each row's tokens of the plan, right padded with 0 |
 | block_table   | [B, n] | int32   | where the cache of each row is                     |
 | logits_index  | [L]    | int64   | the last real position of each row (L = B); of one |
-|               |        |         | whose prompt is scored, all of its positions       |
+|               |        |         | whose prompt is scored, and of one with a draft,   |
+|               |        |         | all of its positions                               |
 | logits        | [L, V] | float32 | what each row's next token is sampled from         |
 """
 
@@ -15,25 +16,29 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, RowLogits, StepBatch
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.kv_cache.blocks import BlockCache
 from enginewright.runtime.kv_cache.cache import Claim, Command, KVCache
 from enginewright.runtime.kv_cache.slots import SlotCache
-from enginewright.runtime.scheduling.job import Job, Logits
+from enginewright.runtime.scheduling.job import Job
+from enginewright.runtime.scheduling.row import Row
 from enginewright.runtime.scheduling.scheduler import (
     MAX_TOKENS_PER_STEP,
     RowPart,
     Scheduler,
     StepPlan,
 )
+from enginewright.runtime.speculation.proposer import Wanted
+from enginewright.runtime.speculation.speculator import Drafts, Speculator
 
 LEAST_CACHE = 2
 """Tokens: one of a prompt and one of its output."""
@@ -44,6 +49,7 @@ class EngineCore:
 
     ``kv_cache_memory_bytes`` bounds the cache; without it, the engine's limits do.
     ``enable_prefix_caching``: what rows have computed is taken over by those that begin alike.
+    ``speculator``: drafts tokens of rows that decode; it is closed with the engine.
     """
 
     def __init__(
@@ -53,10 +59,14 @@ class EngineCore:
         *,
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,
+        speculator: Speculator | None = None,
     ) -> None:
         self._engine = engine
+        self._speculator = speculator
         self._cache = open_cache(engine.describe(), kv_cache_memory_bytes, enable_prefix_caching)
-        self._scheduler = Scheduler(engine.describe().steps, self._cache, max_tokens_per_step)
+        drafter = None if speculator is None else self._draft
+        steps = engine.describe().steps
+        self._scheduler = Scheduler(steps, self._cache, max_tokens_per_step, drafter)
         self._prefix_caching = enable_prefix_caching
         self._jobs: dict[int, Job] = {}
         self._in_use = threading.Lock()
@@ -82,7 +92,8 @@ class EngineCore:
         self.check(job)
         row = job.first_row()
         info = self._engine.describe()
-        row.exact = row.exact and info.batch_invariant
+        # Where no step changes a token's bits, every row is exact whatever it runs in.
+        row.exact = row.exact and info.batch_invariant and not info.step_invariant
         may_read = self._prefix_caching and (info.chunk_invariant or not row.exact)
         row.reads_cache = row.reads_cache and may_read
         with self._alone():
@@ -120,6 +131,8 @@ class EngineCore:
                 return [] if plan is None else self._run(plan)
             except BaseException:
                 self._scheduler.reset()
+                if self._speculator is not None:
+                    self._speculator.reset()
                 self._abort(set(self._jobs.values()))
                 raise
 
@@ -136,7 +149,7 @@ class EngineCore:
         try:
             for row in ids:
                 self._cache.admit(Claim(row, [0] * tokens, most=0, exact=False, length=tokens))
-            self._carry_out(self._cache.take_commands())
+            carry_out(self._engine, self._cache.take_commands())
             yield self._engine, self._cache.table(ids)
         except BaseException:  # as in step
             self._cache.reset()
@@ -146,12 +159,16 @@ class EngineCore:
     def reset_prefix_cache(self) -> None:
         """Keep nothing of what ended rows have computed."""
         self._cache.forget()
+        if self._speculator is not None:
+            self._speculator.forget()
 
     def close(self) -> None:
         """Abort what runs and free the engine; RequestError in the middle of a step."""
         with self._alone():
             self._abort(set(self._jobs.values()))
             self._engine.close()
+            if self._speculator is not None:
+                self._speculator.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -180,30 +197,65 @@ class EngineCore:
             if self._jobs.get(job.row_ids[0]) is job:
                 job.abort(self._scheduler)
                 self._forget(job)
+        if self._speculator is not None:
+            self._speculator.retain(self._scheduler.rows)
 
     def _run(self, plan: StepPlan) -> list[Job]:
-        self._carry_out(self._cache.take_commands())
-        logits = self._engine.step(self._batch(plan))
+        carry_out(self._engine, self._cache.take_commands())
+        batch = self._batch(plan)
+        started = time.perf_counter()
+        logits = self._engine.step(batch)
+        seconds = time.perf_counter() - started
         ready = {row.id for row in self._scheduler.complete(plan)}
-        moved: dict[Job, dict[int, Logits]] = {}
+        moved: dict[Job, dict[int, RowLogits]] = {}
+        verified: dict[int, tuple[int, int]] = {}
         end = 0
         for part in plan.parts:
             start, end = end, end + len(self._wanted(part))
             row, job = part.row.id, self._jobs[part.row.id]
             if row == job.scored_row:
                 job.take_prompt(part.start, logits[start:end])
-            if row in ready:
+            if part.draft:
+                found = [logits[at] for at in range(start, end)]
+                right = job.verify(self._scheduler, row, part.draft, found)
+                verified[row] = len(part.draft), right
+                moved.setdefault(job, {})
+            elif row in ready:
                 moved.setdefault(job, {})[row] = logits[end - 1]
         for job, rows in moved.items():
             job.accept(self._scheduler, rows)
             if job.finished:
                 self._forget(job)
+        self._learn(plan, seconds, verified)
         return list(moved)
 
+    def _draft(self, rows: Sequence[Row], batch: int, most: int) -> Drafts:
+        assert self._speculator is not None
+        limits = [min(most, self._jobs[row.id].draft_limit(row.id)) for row in rows]
+        wanted = [
+            Wanted(row.id, row.tokens, limit)
+            for row, limit in zip(rows, limits, strict=True)
+            if limit > 0
+        ]
+        return self._speculator.draft(
+            wanted, batch, lambda row, draft: self._jobs[row].possible(row, draft)
+        )
+
+    def _learn(
+        self, plan: StepPlan, seconds: float, verified: Mapping[int, tuple[int, int]]
+    ) -> None:
+        """Tell the speculator how long a step of decoding rows took, and what drafts were right."""
+        if self._speculator is None:
+            return
+        if plan.kind in ("decode", "verify"):
+            width = max(part.length for part in plan.parts)
+            self._speculator.ran([part.row.id for part in plan.parts], width, seconds, verified)
+        self._speculator.retain(self._scheduler.rows)
+
     def _batch(self, plan: StepPlan) -> StepBatch:
-        width = max(part.end - part.start for part in plan.parts)
+        width = max(part.length for part in plan.parts)
         return step_batch(
-            [part.row.tokens[part.start : part.end] for part in plan.parts],
+            [part.tokens for part in plan.parts],
             [part.start for part in plan.parts],
             plan.table,
             [row * width + at for row, part in enumerate(plan.parts) for at in self._wanted(part)],
@@ -211,26 +263,27 @@ class EngineCore:
 
     def _wanted(self, part: RowPart) -> range:
         """The positions of the part whose logits are wanted."""
-        length = part.end - part.start
         scored = self._jobs[part.row.id].scored_row == part.row.id
-        return range(0 if scored else length - 1, length)
-
-    def _carry_out(self, commands: Sequence[Command]) -> None:
-        copies: list[BlockCopy] = []
-        for command in commands:
-            if isinstance(command, BlockCopy):
-                copies.append(command)
-                continue
-            if copies:
-                self._engine.copy_blocks(copies)
-                copies = []
-            self._engine.resize(command.blocks, command.block_size)
-        if copies:
-            self._engine.copy_blocks(copies)
+        return range(0 if scored or part.draft else part.length - 1, part.length)
 
     def _forget(self, job: Job) -> None:
         for row in job.row_ids:
             del self._jobs[row]
+
+
+def carry_out(engine: Engine, commands: Sequence[Command]) -> None:
+    """Have the engine do what its cache asks for, before the next step."""
+    copies: list[BlockCopy] = []
+    for command in commands:
+        if isinstance(command, BlockCopy):
+            copies.append(command)
+            continue
+        if copies:
+            engine.copy_blocks(copies)
+            copies = []
+        engine.resize(command.blocks, command.block_size)
+    if copies:
+        engine.copy_blocks(copies)
 
 
 def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
@@ -253,7 +306,13 @@ def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
     if tokens is not None:
         blocks = min(blocks, tokens // info.kv_block_size)
     return BlockCache(
-        rows, info.max_context, info.kv_block_size, blocks, keep=keep, grow_first=tokens is not None
+        rows,
+        info.max_context,
+        info.kv_block_size,
+        blocks,
+        keep=keep,
+        grow_first=tokens is not None,
+        invariant=info.step_invariant,
     )
 
 

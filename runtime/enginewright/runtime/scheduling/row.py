@@ -37,6 +37,11 @@ class Row:
         self.prompt = len(self.tokens)
 
     @property
+    def begun(self) -> bool:
+        """Whether it has a token of its output: the first one may be for other rows as well."""
+        return len(self.tokens) > self.prompt
+
+    @property
     def remaining(self) -> int:
         """Tokens that are known and not computed."""
         return len(self.tokens) - self.computed

@@ -6,6 +6,9 @@ admitted in the order of arrival; only one prompt at a time is prefilled in chun
 is full, the youngest row gives its room up and waits, in front of all that came later; what it had
 generated is kept and only computed again.
 
+A decode step may carry drafts: tokens that were guessed for a row are computed with its last one,
+and the owner says with ``keep`` how many of them were right. Where room is short, none are taken.
+
 A prompt is computed by steps of two or more tokens alone, whatever was taken over for it, and the
 output of an exact row one token at a time, also when it is computed again: so an engine that is
 batch invariant gives it the same logits every time.
@@ -13,9 +16,10 @@ batch invariant gives it the same logits every time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, KeysView, Sequence
+from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -32,16 +36,30 @@ MAX_TOKENS_PER_STEP = 512
 LEAST_TOKENS_PER_STEP = 4
 """Of a chunk: two tokens, and two more that must not be left over as one."""
 
-StepKind = Literal["decode", "prefill", "extend"]
+StepKind = Literal["decode", "prefill", "extend", "verify"]
+"""verify: a decode step with drafts, which the engine runs as an extension."""
+
+Drafter = Callable[[Sequence[Row], int, int], Mapping[int, Sequence[int]]]
+"""Drafts by row, of some of the rows; of the step are given its rows, and the most tokens that each
+draft may have."""
 
 
 @dataclass(frozen=True)
 class RowPart:
-    """The tokens ``start`` up to ``end`` of a row, to be computed in one step."""
+    """The tokens ``start`` up to ``end`` of a row and then a draft, to be computed in one step."""
 
     row: Row
     start: int
     end: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.row.tokens[self.start : self.end], *self.draft]
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start + len(self.draft)
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,11 @@ class Scheduler:
     """Plans steps over the rows; the caller runs them, then reports back with ``complete``."""
 
     def __init__(
-        self, steps: StepSupport, cache: KVCache, max_tokens: int = MAX_TOKENS_PER_STEP
+        self,
+        steps: StepSupport,
+        cache: KVCache,
+        max_tokens: int = MAX_TOKENS_PER_STEP,
+        drafter: Drafter | None = None,
     ) -> None:
         assert steps.decode > 0
         assert steps.prefill > 0
@@ -67,6 +89,7 @@ class Scheduler:
         self._steps = steps
         self._cache = cache
         self._max_tokens = max_tokens
+        self._drafter = drafter
         self._rows: dict[int, Row] = {}
         self._waiting: list[tuple[tuple[int, int], Row]] = []
         """A heap by order; rows that were forgotten are passed over."""
@@ -101,7 +124,7 @@ class Scheduler:
 
     def complete(self, plan: StepPlan) -> list[Row]:
         """Note that the plan ran; returns the rows that need their next token sampled."""
-        prefilled = plan.kind != "decode"
+        prefilled = plan.kind in ("prefill", "extend")
         self._prefilled_last = prefilled
         for part in plan.parts:
             part.row.computed = part.end
@@ -110,6 +133,12 @@ class Scheduler:
                 self._prefilling.remove(part.row)
                 self._cache.promote(part.row.id)
         return [part.row for part in plan.parts if not part.row.remaining]
+
+    def keep(self, row: Row, drafted: int) -> None:
+        """So many tokens of the row's draft were right; they are among its tokens now."""
+        if drafted:
+            row.computed += drafted
+            self._cache.computed(row.id, row.computed, prefilled=False)
 
     def fork(self, parent: Row, child: Row, token: int) -> None:
         """The child goes on with this token from all that the parent has computed.
@@ -160,7 +189,29 @@ class Scheduler:
             while row.computed and not self._cache.grow(row_id, row.computed + 1):
                 self._preempt(self._youngest())
         rows = [self._rows[row] for row in self._cache.decoding]
-        return self._step("decode", rows, [1] * len(rows)) if rows else None
+        if not rows:
+            return None
+        drafts = self._drafts(rows)
+        kind: StepKind = "verify" if drafts else "decode"
+        return self._step(kind, rows, [1] * len(rows), drafts)
+
+    def _drafts(self, rows: Sequence[Row]) -> Mapping[int, Sequence[int]]:
+        """What is drafted for the rows, as far as there is room without driving out others."""
+        if self._drafter is None or self._crowded or len(rows) > self._steps.extend:
+            return {}
+        fresh = [row for row in rows if row.begun and not row.exact]
+        most = self._max_tokens // len(rows) - 1
+        if not fresh or most < 1:
+            return {}
+        drafts = self._drafter(fresh, len(rows), most)
+        if not self._cache.padded:
+            return {row: draft for row, draft in drafts.items() if self._fits(row, len(draft))}
+        widest = max(map(len, drafts.values()), default=0)
+        return drafts if all(self._fits(row.id, widest) for row in rows) else {}
+
+    def _fits(self, row: int, drafted: int) -> bool:
+        """Whether there is room for the row's last token and so many drafted ones."""
+        return self._cache.grow(row, self._rows[row].computed + 1 + drafted)
 
     def _youngest(self) -> Row:
         """Of the live rows that were not promised their room."""
@@ -265,9 +316,15 @@ class Scheduler:
             return remaining
         return self._max_tokens - (remaining == self._max_tokens + 1)
 
-    def _step(self, kind: StepKind, rows: Sequence[Row], counts: Sequence[int]) -> StepPlan:
+    def _step(
+        self,
+        kind: StepKind,
+        rows: Sequence[Row],
+        counts: Sequence[int],
+        drafts: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    ) -> StepPlan:
         parts = tuple(
-            RowPart(row, row.computed, row.computed + count)
+            RowPart(row, row.computed, row.computed + count, tuple(drafts.get(row.id, ())))
             for row, count in zip(rows, counts, strict=True)
         )
         return StepPlan(kind, parts, self._cache.table([row.id for row in rows]))

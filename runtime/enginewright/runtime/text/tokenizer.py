@@ -48,6 +48,11 @@ class Tokenizer:
         """How many ids have a token, added ones included."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones included, as it is spelt in the vocabulary."""
+        return dict(self.backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written in it are recognised.
 

@@ -58,6 +58,13 @@ def _over(call: Call, x: Tensor, axes: Tensor | None, reduce: Op) -> Tensor:
     return result.to(x.dtype)
 
 
+def top_k(call: Call, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Of equal values those of lower index come first, as ONNX has it."""
+    axis, largest = call.get("axis", -1), bool(call.get("largest", 1))
+    values, indices = x.sort(dim=axis, descending=largest, stable=True)
+    return values.narrow(axis, 0, int(k)), indices.narrow(axis, 0, int(k))
+
+
 def softmax(call: Call, x: Tensor) -> Tensor:
     return torch.softmax(x.float(), dim=call.get("axis", -1)).to(x.dtype)
 
@@ -69,5 +76,6 @@ OPS: Mapping[tuple[str, str], Op] = {
     ("", "ReduceSum"): reduce_sum,
     ("", "ReduceMax"): reduce_max,
     ("", "ReduceMin"): reduce_min,
+    ("", "TopK"): top_k,
     ("", "Softmax"): softmax,
 }

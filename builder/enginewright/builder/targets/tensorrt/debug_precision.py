@@ -24,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from enginewright.builder.passes.match import constant_value, declare, insert_before, replace
+from enginewright.builder.passes.reduce_logits import OUTPUTS as REDUCED
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.runtime.errors import BuildError, MissingDependencyError, RecipeError
 
@@ -54,6 +55,8 @@ def check(precision: str, attention: str) -> None:
 def portable(model: ir.Model) -> None:
     """Make of the lowered graph, in place, what ONNX Runtime and TensorRT both run and show."""
     graph = model.graph
+    for value in [value for value in graph.outputs if value.name in REDUCED]:
+        graph.outputs.remove(value)  # of equal logits, either may come first
     for node in [node for node in graph if node.op_type == "TRT_Attention"]:
         _lower_attention(graph, node)
     for node in graph:

@@ -8,7 +8,6 @@ path when a process starts, so ``environment`` gives the compiling process one w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from enginewright.runtime.doctor.driver import read_driver
 from enginewright.runtime.errors import MissingDependencyError
 
 Name = Literal["tensorrt_rtx", "tensorrt"]
@@ -34,7 +34,6 @@ _MISSING: Mapping[Name, str] = {
         f"https://pypi.nvidia.com); {_NO_GPU_NEEDED}"
     ),
 }
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,11 @@ def _version(name: Name) -> str:
 
 def gpu_capability() -> str:
     """The compute capability of the first GPU; MissingDependencyError where there is none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
+    found = read_driver()
+    if not found.devices:
+        why = found.problem or "the driver finds none"
         raise MissingDependencyError(
-            "target tensorrt needs an NVIDIA GPU to build, and there is no driver here "
-            f"(libcuda.so.1 cannot be opened); build on the machine that has it; {_NO_GPU_NEEDED}"
-        ) from error
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    status = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
-    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
-        status = status or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-    if status:
-        raise MissingDependencyError(
-            f"target tensorrt needs an NVIDIA GPU to build, and the driver finds none (CUDA error "
-            f"{status}; nvidia-smi tells more); {_NO_GPU_NEEDED}"
+            f"target tensorrt needs an NVIDIA GPU to build: {why}; build on the machine with it "
+            f"(nvidia-smi tells more); {_NO_GPU_NEEDED}"
         )
-    return f"{major.value}.{minor.value}"
+    return found.devices[0].capability

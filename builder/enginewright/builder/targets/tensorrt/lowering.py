@@ -12,6 +12,8 @@ T is float16, or bfloat16 under precision bf16. The graph's inputs and outputs:
 | k_cache.i, v_cache.i, + .out | native: [B, kv_heads, C, D]         | T                    |
 |                              | plugin: [blocks, kv_heads, size, D] | T, int8, float8 e4m3 |
 | logits                       | [L, V]                              | float32              |
+| top_logits, top_ids,         | logits: device;                     |                      |
+| log_normalizer               | see passes/reduce_logits.py         |                      |
 
 After ``lower`` the graph holds these ops and no others (domain "" unless it is named):
 
@@ -22,10 +24,12 @@ After ``lower`` the graph holds these ops and no others (domain "" unless it is 
 | RMSNormalization, LayerNormalization            | axis -1, all float32                          |
 | Add, Sub, Mul, Div, Tanh                        | T; behind the head float32                    |
 | Relu, Swish, Gelu                               | T; Gelu of both kinds                         |
-| MatMul                                          | T; a weight [N, K] stands behind Transpose    |
-| DequantizeLinear                                | int8, int4, fp8, fp4 -> T, a scale of a row   |
-|                                                 | (axis 0) or of a block (axis 1)               |
-| ReduceSum                                       | T: x summed by blocks                         |
+| TopK, Exp, Log                                  | behind the logits                             |
+| MatMul                                          | T; a weight [N, K] stands behind Transpose,   |
+|                                                 | a layer's in int8, int4, fp8 is [K, N]        |
+| DequantizeLinear                                | int8, int4, fp8, fp4 -> T, a scale of an      |
+|                                                 | output or of a block of inputs                |
+| ReduceSum                                       | T: x summed by blocks; behind the logits      |
 | Reshape, Transpose, Split, Slice, Concat,       | layout, any type                              |
 | Squeeze, Unsqueeze, Shape, Range                |                                               |
 | RotaryEmbedding                                 | native; T [B, heads, S, D], position_ids      |
@@ -55,6 +59,7 @@ from enginewright.builder.passes.lower_native_attention import TENSORRT, lower_n
 from enginewright.builder.passes.lower_plugin_attention import PLUGIN_TYPE, lower_plugin_attention
 from enginewright.builder.passes.match import declare
 from enginewright.builder.passes.prune_logits import prune_logits
+from enginewright.builder.passes.reduce_logits import reduce_logits
 from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.passes.standard_ops import OPSET, standard_ops
 from enginewright.builder.passes.to_half import to_half
@@ -65,9 +70,16 @@ _LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Concat", "Squeeze", "Unsqu
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Tanh", "Relu", "Swish", "Gelu", "Cast"}
 _NATIVE = {"RotaryEmbedding", "TensorScatter", "TRT_Attention"}
 _PRODUCTS = {"Gather", "MatMul", "DequantizeLinear", "ReduceSum"}
+_REDUCED = {"TopK", "Exp", "Log"}
 _NORMS = {"RMSNormalization", "LayerNormalization"}
 OPS = frozenset(
-    {"Shape", "Range", PLUGIN_TYPE} | _LAYOUT | _ELEMENTWISE | _NATIVE | _PRODUCTS | _NORMS
+    {"Shape", "Range", PLUGIN_TYPE}
+    | _LAYOUT
+    | _ELEMENTWISE
+    | _NATIVE
+    | _PRODUCTS
+    | _NORMS
+    | _REDUCED
 )
 """What a lowered graph may hold."""
 
@@ -81,6 +93,7 @@ def lower(
     kv_cache: str = "auto",
     block_size: int = 32,
     kv_scales: Mapping[str, NDArray[np.float32]] | None = None,
+    top_logits: int = 0,
 ) -> None:
     """Rewrite the exported graph in place; weights stay lazy, one matrix at a time is computed.
 
@@ -88,6 +101,7 @@ def lower(
     rotary tables. ``kv_cache`` (auto, int8, fp8), ``block_size`` and ``kv_scales`` are the
     plugin's; ``kv_scales`` has the scale of each head [kv_heads] by the cache's name (k_cache.0,
     ...), is asked for with int8 and fp8, and says what a step of the stored number stands for.
+    ``top_logits``: K of passes/reduce_logits.py; 0: logits alone.
 
     Raises UnsupportedModelError for what cannot be lowered: under native attention sliding windows
     below ``max_context``, soft caps and sinks. What heads the plugin's kernels take is not asked.
@@ -101,6 +115,8 @@ def lower(
         lower_plugin_attention(model, dtype, kv_cache, block_size, kv_scales or {})
     derive_positions(model)
     dequantize_linear(model, precision)
+    if top_logits:
+        reduce_logits(model, top_logits)
     _finish(model)
 
 

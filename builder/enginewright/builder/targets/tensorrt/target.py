@@ -187,6 +187,7 @@ def _lower(model: ir.Model, request: CompileRequest) -> None:
         kv_cache=request.kv_dtype,
         block_size=request.block_size,
         kv_scales=request.kv_scales,
+        top_logits=request.top_logits,
     )
 
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "tensors.h"
 
@@ -39,33 +38,48 @@ float block_constant(const Weights& w, size_t n, size_t b) {
     return offset - value_at(w.scales, index, w.half) * static_cast<float>(zero);
 }
 
-void row(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n) {
-    std::vector<float> scales(w.blocks), constants(w.blocks);
-    for (size_t b = 0; b < w.blocks; ++b) {
-        scales[b] = value_at(w.scales, n * w.blocks + b, w.half);
-        constants[b] = block_constant(w, n, b);
+// A row of rounded x: codes, multipliers of groups, and sums over blocks.
+struct Row {
+    int16_t* codes;
+    int16_t* multipliers;
+    float* sums;
+
+    Row(const Weights& w, const Activations& a, size_t m)
+        : codes(reinterpret_cast<int16_t*>(a.codes + m * bytes(w))),
+          multipliers(codes + w.k),
+          sums(reinterpret_cast<float*>(multipliers + round_up(w.k / kGroup, 2))) {}
+
+    static size_t bytes(const Weights& w) {
+        const size_t words = w.k + round_up(w.k / kGroup, 2);
+        return round_up(words * sizeof(int16_t) + w.blocks * sizeof(float), 32);
     }
+    static size_t round_up(size_t value, size_t multiple) {
+        return (value + multiple - 1) / multiple * multiple;
+    }
+};
+
+float product(const Weights& w, const Row& x, size_t n) {
     const uint8_t* codes = w.codes + n * w.row_bytes;
-    for (size_t m = m0; m < m1; ++m) {
-        const int8_t* bytes = a.bytes + m * a.padded;
-        const int16_t* words = a.words + m * a.padded;
-        float total = 0;
-        for (size_t b = 0; b < w.blocks; ++b)
-            total += constants[b] * a.sums[m * a.padded_blocks + b];
-        for (size_t k = 0; k < w.k; k += kGroup) {
-            int product = 0;
-            for (size_t i = k; i < k + kGroup; ++i)
-                product += code_at(codes, i, w.bits) * (w.bits == 4 ? bytes[i] : words[i]);
-            if (w.bits == 4) product *= words[k / kGroup];
-            total += static_cast<float>(product) * scales[k / w.block];
+    float total = 0;
+    for (size_t b = 0; b < w.blocks; ++b) total += block_constant(w, n, b) * x.sums[b];
+    for (size_t b = 0; b < w.blocks; ++b) {
+        const float scale = value_at(w.scales, n * w.blocks + b, w.half);
+        for (size_t g = b * w.block / kGroup; g < (b + 1) * w.block / kGroup; ++g) {
+            int sum = 0;
+            for (size_t i = g * kGroup; i < (g + 1) * kGroup; ++i)
+                sum += code_at(codes, i, w.bits) * x.codes[i];
+            total += static_cast<float>(sum * x.multipliers[g]) * scale;
         }
-        y[m * w.n + n] = a.scales[m] * total + (w.bias ? w.bias[n] : 0.0f);
     }
+    return total;
 }
 
 void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
               size_t n1) {
-    for (size_t n = n0; n < n1; ++n) row(w, a, y, m0, m1, n);
+    for (size_t n = n0; n < n1; ++n)
+        for (size_t m = m0; m < m1; ++m)
+            y[m * w.n + n] =
+                a.scales[m] * product(w, Row(w, a, m), n) + (w.bias ? w.bias[n] : 0.0f);
 }
 
 float largest_magnitude(const float* x, size_t count) {
@@ -83,38 +97,34 @@ int round_to(float value, float inverse, int largest) {
 }
 
 void round_row(const float* x, const Weights& w, const Activations& a, size_t m) {
-    float* sums = a.sums + m * a.padded_blocks;
+    const Row row(w, a, m);
+    const int bound = w.bits == 4 ? kLargestByte : kLargestWord;
     const int steps = w.bits == 4 ? kLargestByte * kLargestWord : kLargestWord;
     const float scale = largest_magnitude(x, w.k) / static_cast<float>(steps);
     const bool any = scale > kSmallestScale && std::isfinite(scale);
     const float per_code = any ? 1 / (scale * kLargestByte) : 0;
     a.scales[m] = scale;
-    std::fill_n(sums, a.padded_blocks, 0.0f);
+    std::fill_n(row.sums, w.blocks, 0.0f);
     for (size_t g = 0; g < w.k / kGroup; ++g) {
         const float* values = x + g * kGroup;
         int multiplier = any, sum = 0;
         if (w.bits == 4) {
             const float most = any ? std::ceil(largest_magnitude(values, kGroup) * per_code) : 0;
             multiplier = std::min(kLargestWord, static_cast<int>(most));
-            a.words[m * a.padded + g] = static_cast<int16_t>(multiplier);
         }
+        row.multipliers[g] = static_cast<int16_t>(multiplier);
         const float inverse = multiplier ? 1 / (scale * static_cast<float>(multiplier)) : 0;
         for (size_t i = 0; i < kGroup; ++i) {
-            const size_t at = m * a.padded + g * kGroup + i;
-            const int bound = w.bits == 4 ? kLargestByte : kLargestWord;
             const int code = multiplier ? round_to(values[i], inverse, bound) : 0;
-            if (w.bits == 4)
-                a.bytes[at] = static_cast<int8_t>(code);
-            else
-                a.words[at] = static_cast<int16_t>(code);
+            row.codes[g * kGroup + i] = static_cast<int16_t>(code);
             sum += code;
         }
-        sums[g * kGroup / w.block] += static_cast<float>(multiplier * sum);
+        row.sums[g * kGroup / w.block] += static_cast<float>(multiplier * sum);
     }
 }
 
 }  // namespace
 
-const Kernels kPortable = {"portable", round_row, multiply};
+const Kernels kPortable = {"portable", Row::bytes, round_row, multiply};
 
 }  // namespace enginewright

@@ -2,23 +2,16 @@
 // session's threads, and leaves the arithmetic to the kernels of the processor at hand.
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
-#include "onnxruntime_abi.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace enginewright {
 namespace {
 
-constexpr const char* kDomain = "enginewright";
 constexpr const char* kName = "BlockLinear";
 enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
 
@@ -30,31 +23,26 @@ constexpr size_t kLargestSize = 1u << 31;
 
 const Kernels& choose_kernels() {
 #if defined(__x86_64__)
-    const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
-    const bool portable = asked && std::strcmp(asked, kPortable.name) == 0;
-    // Not every compiler knows the name of F16C: bit 29 of the first feature leaf.
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-    if (!portable && f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return kAvx2;
+    const InstructionSet best = instruction_set();
+    if (best == InstructionSet::kAvx512Vnni) return kAvx512Vnni;
+    if (best == InstructionSet::kAvx512) return kAvx512;
+    if (best == InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
 }
 
 // Rounded activations, in room that the calling thread keeps for the next product.
 struct Room {
-    std::vector<int8_t> bytes;
-    std::vector<int16_t> words;
-    std::vector<float> sums, scales;
+    struct alignas(32) Line {
+        uint8_t bytes[32];
+    };
+    std::vector<Line> codes;
+    std::vector<float> scales;
 
-    Activations fit(size_t m, const Weights& w) {
-        const size_t padded = round_up(w.k, kPadding);
-        const size_t blocks = round_up(w.blocks, kBlockPadding);
-        bytes.resize(m * padded);
-        words.resize(m * padded);
-        sums.resize(m * blocks);
+    Activations fit(size_t m, size_t bytes_of_row) {
+        codes.resize(m * bytes_of_row / sizeof(Line));
         scales.resize(m);
-        return {bytes.data(), words.data(), sums.data(), scales.data(), padded, blocks};
+        return {codes.data()->bytes, scales.data(), m};
     }
 };
 
@@ -65,7 +53,6 @@ struct Product {
     const float* x;
     float* y;
     size_t m, columns;  // rows of x, columns of y a task
-    mutable std::atomic<bool> out_of_memory = false;
 
     size_t row_tasks() const { return (m + kRowsOfTask - 1) / kRowsOfTask; }
     size_t column_tasks() const { return (w.n + columns - 1) / columns; }
@@ -78,12 +65,8 @@ struct Product {
         const auto& p = *static_cast<const Product*>(self);
         const size_t m0 = task / p.column_tasks() * kRowsOfTask;
         const size_t n0 = task % p.column_tasks() * p.columns;
-        try {  // kernels keep room of their own; an exception must not leave a session's thread
-            p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
-                               std::min(p.w.n, n0 + p.columns));
-        } catch (const std::bad_alloc&) {
-            p.out_of_memory = true;
-        }
+        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
+                           std::min(p.w.n, n0 + p.columns));
     }
 };
 
@@ -171,7 +154,7 @@ class Kernel {
                           size_t m) const {
         if (m == 0) return nullptr;
         thread_local Room room;
-        const Activations a = room.fit(m, w);
+        const Activations a = room.fit(m, kernels().bytes_of_row(w));
         const size_t run = (n_ + kRunsOfOneRow - 1) / kRunsOfOneRow;
         Product product{kernels(), w, a, x, y, m, m == 1 ? run : kColumnsOfTask};
         if (m == 1)
@@ -179,8 +162,7 @@ class Kernel {
         else if (auto* status = api_.parallel_for(context, Product::round, m, 0, &product))
             return status;
         const size_t tasks = product.row_tasks() * product.column_tasks();
-        auto* status = api_.parallel_for(context, Product::multiply, tasks, 0, &product);
-        return !status && product.out_of_memory ? out_of_memory() : status;
+        return api_.parallel_for(context, Product::multiply, tasks, 0, &product);
     }
 
     static const Kernels& kernels() {
@@ -280,32 +262,11 @@ ort::Operator describe() {
     return op;
 }
 
-// Sessions refer to the domain as long as the process lives, so there is one for all.
-struct Registered {
-    ort::Operator op = describe();
-    ort::Domain* domain = nullptr;
-    ort::Status* status;
-
-    explicit Registered(const ort::Api& api) {
-        status = api.create_domain(kDomain, &domain);
-        if (!status) status = api.add_operator(domain, &op);
-    }
-};
-
 }  // namespace
-}  // namespace enginewright
 
-// What ONNX Runtime calls when it loads the library.
-extern "C" [[gnu::visibility("default")]] enginewright::ort::Status* RegisterCustomOps(
-    enginewright::ort::SessionOptions* options, const enginewright::ort::ApiBase* base) {
-    using namespace enginewright;
-    const void* table = base->get_api(ort::kVersion);
-    if (!table)
-        return ort::Api(base->get_api(1))
-            .create_status(ort::kFail, "BlockLinear: this ONNX Runtime is older than 1.17");
-    const ort::Api api(table);
-    static const Registered registered(api);
-    if (registered.status)
-        return api.create_status(ort::kFail, "BlockLinear: the operator cannot be registered");
-    return api.add_domain(options, registered.domain);
+std::vector<const ort::Operator*> block_linear_operators() {
+    static const ort::Operator op = describe();
+    return {&op};
 }
+
+}  // namespace enginewright

@@ -21,10 +21,6 @@
 namespace enginewright {
 
 constexpr size_t kGroup = 16;
-// Kernels take up to four groups at a time, so rows of rounded activations are padded to that.
-constexpr size_t kPadding = 4 * kGroup;
-// Sums over blocks are padded with zeros to this many.
-constexpr size_t kBlockPadding = 8;
 constexpr int kLargestByte = 127;
 constexpr int kLargestWord = 32767;
 // Of a row whose scale is below this, 1 / scale is no number: its values count as 0.
@@ -44,28 +40,23 @@ struct Weights {
     bool half;  // T is float16
 };
 
-// | tensor      | shape                | meaning                                        |
-// |-------------|----------------------|--------------------------------------------------|
-// | bytes       | [M, padded]          | codes against 4 bits, in the kernels' order    |
-// | words       | [M, padded]          | codes against 8 bits, else multipliers         |
-// | sums        | [M, padded_blocks]   | of x / scale over each block of the weights    |
-// | scales      | [M]                  |                                                |
+// | tensor | shape              | type    | meaning                                              |
+// |--------|--------------------|---------|------------------------------------------------------|
+// | codes  | [M * bytes_of_row] | uint8   | rounded rows of x, and their sums over parts of a    |
+// |        |                    |         | block, in the kernels' own order; 32-byte aligned    |
+// | scales | [M]                | float32 |                                                      |
 struct Activations {
-    int8_t* bytes;
-    int16_t* words;
-    float* sums;
+    uint8_t* codes;
     float* scales;
-    size_t padded, padded_blocks;
+    size_t rows;  // M
 };
-
-constexpr size_t round_up(size_t value, size_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
 
 // The kernels of one instruction set. Every element of y is summed in one order, whatever M is and
 // however the work is split, so a row's result does not depend on the batch that it is in.
 struct Kernels {
     const char* name;
+    // What a row of rounded x takes; a multiple of 32.
+    size_t (*bytes_of_row)(const Weights& w);
     // Rounds row m of x.
     void (*round_row)(const float* x, const Weights& w, const Activations& a, size_t m);
     // Computes y [m0:m1, n0:n1]; rows of y are N apart.
@@ -76,6 +67,8 @@ struct Kernels {
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+extern const Kernels kAvx512Vnni;
 #endif
 
 }  // namespace enginewright

@@ -1,6 +1,11 @@
-"""Where a step's inputs and logits are, on the host (pinned) and on the device.
+"""Where a step's inputs and outputs are, on the host (pinned) and on the device.
 
-All inputs lie in one block, so that one copy brings them over.
+All inputs lie in one block, so that one copy brings them over. What comes back is one block, too:
+
+| engine            | what comes back after each step                           | and on demand  |
+|-------------------|-----------------------------------------------------------|----------------|
+| with logits alone | logits [L, V]                                             |                |
+| with top_logits   | top_logits, top_ids [L, K], log_normalizer [L]            | rows of logits |
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.backends.device.planning import BoundStep, offsets
 from enginewright.runtime.cuda.memory import DeviceBuffer, HostBuffer
 from enginewright.runtime.cuda.stream import Stream
+from enginewright.runtime.engine import DeviceLogits, StepLogits
 
 Buffer = TypeVar("Buffer", HostBuffer, DeviceBuffer)
 
@@ -22,10 +28,15 @@ KEPT_LOGITS_ROWS = 64
 
 
 class StepMemory:
-    """Room for steps with up to ``input_bytes`` of inputs and ``rows`` rows of logits."""
+    """Room for steps with up to ``input_bytes`` of inputs and ``rows`` rows of logits.
 
-    def __init__(self, input_bytes: int, rows: int, vocab_size: int) -> None:
+    ``top``: K, or 0 for an engine with logits alone.
+    """
+
+    def __init__(self, input_bytes: int, rows: int, vocab_size: int, top: int = 0) -> None:
         self.input_bytes, self.rows, self._vocab_size = input_bytes, rows, vocab_size
+        self._top = top
+        top_bytes = offsets(_reduced(rows, top))[1] if top else 0
         with ExitStack() as stack:
             self._inputs = _owned(stack, HostBuffer(input_bytes))
             self._logits = _owned(stack, HostBuffer(4 * rows * vocab_size))
@@ -33,6 +44,8 @@ class StepMemory:
             self._device_logits = _owned(
                 stack, DeviceBuffer(4 * rows * vocab_size, f"{rows} rows of logits")
             )
+            self._reduced = _owned(stack, HostBuffer(top_bytes))
+            self._device_reduced = _owned(stack, DeviceBuffer(top_bytes, "the highest logits"))
             self._owned = stack.pop_all()
 
     def fits(self, step: BoundStep) -> bool:
@@ -45,24 +58,54 @@ class StepMemory:
             self._inputs.array(array.dtype, array.shape, starts[name])[...] = array
 
     def addresses(self, step: BoundStep) -> list[tuple[str, int, tuple[int, ...] | None]]:
-        """What the step binds of this memory: its inputs, and the logits."""
+        """What the step binds of this memory: its inputs, and its outputs without a shape."""
         starts, _ = offsets(step.inputs)
         base = self._device_inputs.address
         inputs: list[tuple[str, int, tuple[int, ...] | None]] = [
             (name, base + starts[name], array.shape) for name, array in step.inputs.items()
         ]
-        return [*inputs, ("logits", self._device_logits.address, None)]
+        outputs = {"logits": self._device_logits.address}
+        if self._top:
+            places, _ = offsets(_reduced(step.logits_rows, self._top))
+            first = self._device_reduced.address
+            outputs |= {name: first + place for name, place in places.items()}
+        return [*inputs, *((name, address, None) for name, address in outputs.items())]
 
     def upload(self, step: BoundStep, stream: Stream) -> None:
         stream.upload(self._device_inputs.address, self._inputs.address, offsets(step.inputs)[1])
 
     def download(self, step: BoundStep, stream: Stream) -> None:
-        size = 4 * step.logits_rows * self._vocab_size
-        stream.download(self._logits.address, self._device_logits.address, size)
+        """What comes back after each step."""
+        if self._top:
+            size = offsets(_reduced(step.logits_rows, self._top))[1]
+            stream.download(self._reduced.address, self._device_reduced.address, size)
+        else:
+            self._download_rows(0, step.logits_rows, stream)
 
-    def logits(self, rows: int) -> NDArray[np.float32]:
-        """The first rows that were brought back, until the next step."""
-        array: NDArray[Any] = self._logits.array(np.float32, (rows, self._vocab_size))
+    def logits(self, step: BoundStep, stream: Stream) -> StepLogits:
+        """Of a step whose download has ended, those that it wanted, until the next step."""
+        if not self._top:
+            return self._rows(0, step.wanted)
+        shapes = _reduced(step.logits_rows, self._top)
+        top_logits, top_ids, log_normalizer = (
+            self._reduced.array(shapes[name].dtype, shapes[name].shape, start)[: step.wanted]
+            for name, start in offsets(shapes)[0].items()
+        )
+
+        def bring(start: int, end: int) -> NDArray[np.float32]:
+            self._download_rows(start, end, stream)
+            stream.synchronize()
+            return self._rows(start, end)
+
+        return DeviceLogits(top_logits, top_ids, log_normalizer, bring)
+
+    def _download_rows(self, start: int, end: int, stream: Stream) -> None:
+        first, size = (4 * self._vocab_size * rows for rows in (start, end - start))
+        stream.download(self._logits.address + first, self._device_logits.address + first, size)
+
+    def _rows(self, start: int, end: int) -> NDArray[np.float32]:
+        shape, first = (end - start, self._vocab_size), 4 * start * self._vocab_size
+        array: NDArray[Any] = self._logits.array(np.float32, shape, first)
         return array
 
     def free(self) -> None:
@@ -73,8 +116,8 @@ class StepMemory:
 class PromptMemory:
     """Memory of steps over prompts, which grows with them and is kept from one to the next."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, vocab_size: int, top: int = 0) -> None:
+        self._vocab_size, self._top = vocab_size, top
         self._kept: StepMemory | None = None
 
     def take(self, step: BoundStep) -> StepMemory:
@@ -89,7 +132,8 @@ class PromptMemory:
                 return kept
             size = max(size, kept.input_bytes)
         self.free()  # first, as both together need not fit
-        self._kept = StepMemory(size, max(step.logits_rows, KEPT_LOGITS_ROWS), self._vocab_size)
+        rows = max(step.logits_rows, KEPT_LOGITS_ROWS)
+        self._kept = StepMemory(size, rows, self._vocab_size, self._top)
         return self._kept
 
     def free(self) -> None:
@@ -97,6 +141,15 @@ class PromptMemory:
         kept, self._kept = self._kept, None
         if kept is not None:
             kept.free()
+
+
+def _reduced(rows: int, top: int) -> dict[str, NDArray[Any]]:
+    """The outputs of reduced logits in their order, for their types and shapes alone."""
+    return {
+        "top_logits": np.empty((rows, top), np.float32),
+        "top_ids": np.empty((rows, top), np.int32),
+        "log_normalizer": np.empty(rows, np.float32),
+    }
 
 
 def _owned(stack: ExitStack, buffer: Buffer) -> Buffer:

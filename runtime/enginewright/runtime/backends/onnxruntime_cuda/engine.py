@@ -43,7 +43,7 @@ from enginewright.runtime.backends.onnxruntime_cuda.session import run_options
 from enginewright.runtime.backends.onnxruntime_session import LOAD_ERRORS
 from enginewright.runtime.cuda.driver import Device, release_quietly
 from enginewright.runtime.cuda.stream import Stream
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepLogits
 from enginewright.runtime.errors import DeviceCode, DeviceError
 
 ONNX_TYPES = {"float16": 10, "bfloat16": 16}
@@ -92,7 +92,7 @@ class CudaEngine(Engine):
     def describe(self) -> EngineInfo:
         return self._info
 
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         assert int(batch.block_table.max()) < self._pool.blocks
         self._device.use()
         step = bind(batch, self._facts, 0)
@@ -104,7 +104,7 @@ class CudaEngine(Engine):
         self._run(binding)
         memory.download(step, self._stream)
         self._stream.synchronize()
-        return memory.logits(step.wanted)
+        return memory.logits(step, self._stream)
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         self._device.use()

@@ -1,9 +1,10 @@
 """The engine of both targets: what a step does on the device, in order of the stream.
 
-Inputs go to the device in one copy, TensorRT runs, logits [L, V] float32 come back to pinned
-memory, and the host waits once. Decode steps run all of that as one CUDA graph for each bucket of
-rows (planning.py); the first step of a bucket runs as it is, and is captured then. The caches never
-leave the device: outputs ``*.out`` have the addresses of the inputs.
+Inputs go to the device in one copy, TensorRT runs, logits [L, V] float32 (or the highest alone, see
+step_memory.py) come back to pinned memory, and the host waits once. Decode steps run all of that as
+one CUDA graph for each bucket of rows (planning.py); the first step of a bucket runs as it is, and
+is captured then. The caches never leave the device: outputs ``*.out`` have the addresses of the
+inputs.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.backends.device.description import describe
@@ -34,7 +32,7 @@ from enginewright.runtime.cuda.driver import Device, release_quietly
 from enginewright.runtime.cuda.graph import Graph
 from enginewright.runtime.cuda.memory import DeviceBuffer
 from enginewright.runtime.cuda.stream import Stream
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch
+from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepLogits
 
 
 @dataclass
@@ -83,7 +81,7 @@ class TensorRTEngine(Engine):
     def describe(self) -> EngineInfo:
         return self._info
 
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         assert int(batch.block_table.max()) < self._pool.blocks
         self._loaded.device.use()
         step = bind(batch, self._facts, self._pool.blocks)
@@ -94,7 +92,7 @@ class TensorRTEngine(Engine):
         else:
             self._queue(self._prefill, step, memory)
         self._stream.synchronize()
-        return memory.logits(step.wanted)
+        return memory.logits(step, self._stream)
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         self._loaded.device.use()
@@ -115,14 +113,15 @@ class TensorRTEngine(Engine):
 
     def _allocate(self) -> None:
         """Everything but the cache, which the first ``resize`` makes."""
-        loaded, rows = self._loaded, self._info.max_batch
+        loaded, rows, top = self._loaded, self._info.max_batch, self._entry.top_logits
         self._stream = Stream()
         self._free_at_end(self._stream.close)
         self._pool = DevicePool(self._entry, self._stream)
         self._free_at_end(self._pool.free)
-        self._decode_memory = StepMemory(decode_bytes(self._facts), rows, self._info.vocab_size)
+        vocab_size = self._info.vocab_size
+        self._decode_memory = StepMemory(decode_bytes(self._facts), rows, vocab_size, top)
         self._free_at_end(self._decode_memory.free)
-        self._prompt_memory = PromptMemory(self._info.vocab_size)
+        self._prompt_memory = PromptMemory(vocab_size, top)
         self._free_at_end(self._prompt_memory.free)
         self._scratch = DeviceBuffer(loaded.engine.device_memory_size_v2, "TensorRT's scratch")
         self._free_at_end(self._scratch.free)

@@ -25,7 +25,14 @@ struct ApiBase {
     const char* (*get_version)();
 };
 
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
+enum ElementType : int {
+    kUndefined = 0,
+    kFloat = 1,
+    kUint8 = 2,
+    kInt8 = 3,
+    kInt32 = 6,
+    kFloat16 = 10
+};
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
@@ -62,6 +69,9 @@ class Api {
     }
     Status* tensor_info(const Value* value, TensorInfo** out) const {
         return at<Status*(const Value*, TensorInfo**)>(65)(value, out);
+    }
+    Status* attribute(const KernelInfo* info, const char* name, float* out) const {
+        return at<Status*(const KernelInfo*, const char*, float*)>(85)(info, name, out);
     }
     Status* attribute(const KernelInfo* info, const char* name, int64_t* out) const {
         return at<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, out);

@@ -1,0 +1,68 @@
+// What the operators share; see operators.h.
+
+#include "operators.h"
+
+#include <cstdlib>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace enginewright {
+namespace {
+
+InstructionSet best() {
+#if defined(__x86_64__)
+    // Not every compiler knows the name of F16C: bit 29 of the first feature leaf.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+    if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return InstructionSet::kPortable;
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!wide) return InstructionSet::kAvx2;
+    return __builtin_cpu_supports("avx512vnni") ? InstructionSet::kAvx512Vnni
+                                                : InstructionSet::kAvx512;
+#else
+    return InstructionSet::kPortable;
+#endif
+}
+
+InstructionSet allowed() {
+    const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
+    if (asked && std::strcmp(asked, "portable") == 0) return InstructionSet::kPortable;
+    if (asked && std::strcmp(asked, "avx2") == 0) return InstructionSet::kAvx2;
+    if (asked && std::strcmp(asked, "avx512") == 0) return InstructionSet::kAvx512;
+    return InstructionSet::kAvx512Vnni;
+}
+
+}  // namespace
+
+InstructionSet instruction_set() {
+    static const InstructionSet found = best() < allowed() ? best() : allowed();
+    return found;
+}
+
+ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, size_t index,
+                        Tensor* tensor) {
+    tensor->data = nullptr;
+    tensor->count = 0;
+    const ort::Value* value = nullptr;
+    if (auto* status = api.input(context, index, &value)) return status;
+    if (!value) return nullptr;
+    if (auto* status = api.data(const_cast<ort::Value*>(value), &tensor->data)) return status;
+    ort::TensorInfo* info = nullptr;
+    if (auto* status = api.tensor_info(value, &info)) return status;
+    size_t rank = 0;
+    auto* status = api.element_count(info, &tensor->count);
+    if (!status) status = api.element_type(info, &tensor->type);
+    if (!status) status = api.rank(info, &rank);
+    if (!status) {
+        tensor->shape.resize(rank);
+        status = api.dimensions(info, tensor->shape.data(), rank);
+    }
+    api.release(info);
+    return status;
+}
+
+}  // namespace enginewright

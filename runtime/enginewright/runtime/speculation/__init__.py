@@ -1,0 +1,1 @@
+"""Speculative decoding: tokens are guessed cheaply, and many are checked by one step."""

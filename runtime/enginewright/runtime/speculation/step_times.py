@@ -1,0 +1,60 @@
+"""What steps take, by how many positions they compute: measured, and never assumed."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left
+from collections import deque
+
+FRESH = 128
+"""Steps after which a time is too old: rows have grown, or the machine does something else."""
+
+KEPT, ENOUGH = 15, 3
+"""Times that are kept of each size, and those without which a plain step's is not relied on."""
+
+
+class StepTimes:
+    """Medians of the last times, in seconds. Positions are rows times the tokens of the widest."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, deque[tuple[int, float]]] = {}
+        self._now = 0
+        self._medians: dict[int, float] | None = None
+
+    def note(self, positions: int, seconds: float) -> None:
+        """A step ran."""
+        self._now += 1
+        self._medians = None
+        self._taken.setdefault(positions, deque(maxlen=KEPT)).append((self._now, seconds))
+
+    def measured(self, positions: int) -> float | None:
+        """Of steps of just this size; None if too few ran lately."""
+        enough = len(self._fresh(positions)) >= ENOUGH
+        return self._known()[positions] if enough else None
+
+    def expected(self, positions: int) -> float | None:
+        """By the nearest sizes that ran lately; None if it is over twice as large as any of them.
+
+        Where no smaller one is known, it is taken to cost as much: too little, so that it is tried.
+        """
+        medians = self._known()
+        known = list(medians)
+        if not known or positions > 2 * known[-1]:
+            return None
+        place = min(max(bisect_left(known, positions), 1), len(known) - 1)
+        if place == 0:  # only one is known
+            return medians[known[0]]
+        below, above = known[place - 1], known[place]
+        low, high = medians[below], medians[above]
+        return low + (high - low) * (positions - below) / (above - below)
+
+    def _known(self) -> dict[int, float]:
+        """The medians by size, ascending."""
+        if self._medians is None:
+            fresh = {size: self._fresh(size) for size in sorted(self._taken)}
+            self._medians = {size: statistics.median(each) for size, each in fresh.items() if each}
+        return self._medians
+
+    def _fresh(self, positions: int) -> list[float]:
+        taken = self._taken.get(positions, ())
+        return [seconds for at, seconds in taken if self._now - at < FRESH]

@@ -1,0 +1,49 @@
+"""What tests of the CPU's operators share: the library, and runs with the kernels asked for."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The operators, compiled once a session."""
+    from enginewright.builder.targets.operators import compile_library, find_compiler
+
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    made = compile_library()
+    assert made is not None
+    return made
+
+
+@pytest.fixture(scope="session")
+def arrays_of(
+    library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], dict[str, Any]]:
+    """``arrays_of(script, kernels)``: what the script saves, run once with kernels of that name.
+
+    It is given the library and where to save. A process has the kernels that it begins with.
+    """
+    folder = tmp_path_factory.mktemp("results")
+
+    @functools.cache
+    def arrays_of(script: str, kernels: str) -> dict[str, Any]:
+        results = folder / f"{Path(script).stem}-{kernels}.npz"
+        environment = os.environ | {"ENGINEWRIGHT_CPU_KERNELS": kernels}
+        command = [sys.executable, script, str(library), str(results)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        with np.load(results) as found:
+            return dict(found)
+
+    return arrays_of

@@ -1,0 +1,189 @@
+"""When drafting pays, by the measured times alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from enginewright.runtime.speculation.governor import SHARE, Governor
+from enginewright.runtime.speculation.step_times import ENOUGH, FRESH, StepTimes
+
+PLAIN = 1.0
+Cost = Callable[[int], float]
+
+
+def linear(share: float) -> Cost:
+    """A step costs 1, and ``share`` for each position beyond the first."""
+    return lambda positions: PLAIN + share * (positions - 1)
+
+
+class Row:
+    """One request on a simulated engine: drafted tokens are right with probability ``rate``."""
+
+    def __init__(
+        self, cost: Cost, rate: Callable[[int], float], *, costless: bool, each: float = 0.0
+    ) -> None:
+        self.governor = Governor(costless)
+        self.cost, self.rate, self.each = cost, rate, each
+        self.random = random.Random(3)
+        self.tokens, self.seconds, self.widths = 0, 0.0, list[int]()
+
+    def run(self, tokens: int, most: int = 5) -> float:
+        """How long it took, compared with plain steps."""
+        while self.tokens < tokens:
+            self.step(most)
+        return self.seconds / (self.tokens * self.cost(1))
+
+    def step(self, most: int) -> None:
+        count = self.governor.choose({0: most}, 1, self.each).get(0, 0)
+        right = 0
+        while right < count and self.random.random() < self.rate(self.tokens):
+            right += 1
+        if count:
+            self.governor.spent([0], self.each * count)
+        elif self.governor.costless:
+            self.governor.saw(0, self.random.random() < self.rate(self.tokens))
+        seconds = self.cost(count + 1)
+        self.governor.ran([0], count + 1, seconds, {0: (count, right)} if count else {})
+        self.seconds += seconds + self.each * count
+        self.tokens += 1 + right
+        self.widths.append(count)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize(("costless", "each"), [(True, 0.0), (False, 0.1), (False, 0.4)])
+def test_never_more_than_five_percent_are_lost(
+    share: float, rate: float, costless: bool, each: float
+) -> None:
+    row = Row(linear(share), lambda at: rate, costless=costless, each=each)
+    assert row.run(200) < 1.05
+
+
+@pytest.mark.parametrize(("share", "rate"), [(0.3, 0.2), (0.3, 0.4), (0.5, 0.3), (0.5, 0.5)])
+def test_nor_where_times_are_noisy(share: float, rate: float) -> None:
+    plain, spent = linear(share), 0.0
+    for seed in range(20):
+        noise = random.Random(seed)
+
+        def measured(positions: int, noise: random.Random = noise) -> float:
+            nonlocal spent
+            spent += plain(positions)
+            return plain(positions) * noise.lognormvariate(0, 0.4)
+
+        row = Row(measured, lambda at: rate, costless=True)
+        row.random = random.Random(seed)
+        while row.tokens < 160:
+            row.step(7)
+        spent -= row.tokens
+    assert spent / (20 * 160) < 0.05
+
+
+@pytest.mark.parametrize(("share", "gain"), [(0.02, 4.0), (0.3, 2.0), (0.5, 1.4)])
+def test_what_repeats_is_drafted_as_far_as_it_pays(share: float, gain: float) -> None:
+    row = Row(linear(share), lambda at: 0.98, costless=True)
+    assert row.run(200) < 1 / gain
+    assert max(row.widths) == 5
+
+
+def test_where_a_token_more_costs_a_step_nothing_is_drafted_but_to_find_out() -> None:
+    row = Row(linear(1.0), lambda at: 0.9, costless=True)
+    row.run(FRESH)
+    assert sum(count > 0 for count in row.widths) < 6
+
+
+def test_a_shorter_draft_is_chosen_where_only_that_pays() -> None:
+    steep: Cost = lambda positions: 1.0 if positions <= 3 else 6.0  # noqa: E731
+    row = Row(steep, lambda at: 0.95, costless=True)
+    row.run(300)
+    assert sum(0 < count < 3 for count in row.widths[-50:]) > 45
+
+
+@pytest.mark.parametrize(("costless", "each"), [(True, 0.0), (False, 0.05)])
+def test_text_that_begins_to_repeat_is_noticed(costless: bool, each: float) -> None:
+    row = Row(linear(0.2), lambda at: 0.0 if at < 150 else 0.98, costless=costless, each=each)
+    assert row.run(150) < 1.05
+    before = row.seconds
+    row.run(450)
+    assert row.seconds - before < 0.7 * 300
+
+
+def test_it_is_tried_again_ever_later() -> None:
+    row = Row(linear(0.05), lambda at: 0.0, costless=False, each=0.2)
+    row.run(1200)
+    tried = [at for at, count in enumerate(row.widths) if count]
+    assert 3 < len(tried) < 60
+    assert max(tried) > 300, "and never given up"
+    gaps = [after - before for before, after in pairwise(tried)]
+    assert max(gaps[-3:]) > 3 * max(gaps[:6])
+
+
+def test_nothing_is_drafted_before_plain_steps_were_measured() -> None:
+    governor = Governor(costless=False)
+    for _ in range(ENOUGH):
+        assert governor.choose({0: 5}, 1) == {}
+        governor.ran([0], 1, PLAIN, {})
+    assert governor.choose({0: 5}, 1) == {0: 1}, "first a short one, to learn what it costs"
+
+
+def test_one_row_that_repeats_does_not_make_a_batch_wide() -> None:
+    governor = Governor(costless=True)
+    rows = range(8)
+    for _ in range(4):
+        governor.ran(rows, 1, 8.0, {})
+        governor.ran(rows, 6, 48.0, {})
+        governor.ran(rows, 2, 16.0, {})
+    for _ in range(9):
+        governor.saw(0, True)
+    assert governor.choose(dict.fromkeys(rows, 5), 8) == {}, "it pays seven others' padding"
+    for row in rows:
+        for _ in range(9):
+            governor.saw(row, True)
+    cheap = Governor(costless=True)
+    for row in rows:
+        for _ in range(9):
+            cheap.saw(row, row < 4)
+    for _ in range(4):
+        cheap.ran(rows, 1, 8.0, {})
+        cheap.ran(rows, 6, 12.0, {})
+    assert set(cheap.choose(dict.fromkeys(rows, 5), 8)) >= {0, 1, 2, 3}
+
+
+def test_a_row_pays_its_losses_from_its_own_account() -> None:
+    governor = Governor(costless=False)
+    for _ in range(20):
+        governor.ran([0], 1, PLAIN, {})
+    for _ in range(3):
+        governor.ran([0], 6, 4.0, {0: (5, 0)})
+        for _ in range(9):
+            governor.ran([1], 1, PLAIN, {})
+    assert governor.choose({0: 5}, 1) == {}
+    assert governor.choose({1: 5}, 1) != {}, "another has lost nothing"
+    governor.retain({1})
+    assert governor.choose({0: 5}, 1) != {}, "a row of the same number begins anew"
+
+
+def test_times_are_medians_of_what_ran_lately() -> None:
+    times = StepTimes()
+    for seconds in (1.0, 9.0, 1.2):
+        times.note(1, seconds)
+    assert times.measured(1) == 1.2
+    assert times.measured(2) is None
+    assert times.expected(2) == 1.2, "as much as the only one"
+    assert times.expected(3) is None
+    times.note(2, 1.7)
+    assert times.expected(4) == pytest.approx(2.7)
+    times.note(4, 2.5)
+    assert times.expected(3) == pytest.approx(2.1)
+    assert times.expected(9) is None
+    for _ in range(FRESH):
+        times.note(2, 5.0)
+    assert times.measured(1) is None, "too old"
+    assert times.expected(3) == 5.0
+
+
+def test_the_share_leaves_room_for_one_step() -> None:
+    assert SHARE < 0.05

@@ -1,0 +1,69 @@
+"""The processor's name and flags, and the order of plans that follows from them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import TuningEntry
+from enginewright.runtime.plans import in_order
+from enginewright.runtime.processor import has_vector_kernels, processor_name
+
+OLD = "model name\t: An Old One\nflags\t\t: fpu sse2 avx f16c\n"
+NEW = "model name\t: A New One\nflags\t\t: fpu sse2 avx f16c avx2 fma\n"
+
+
+@pytest.fixture(autouse=True)
+def _x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def machine(root: Path, cpuinfo: str) -> Path:
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/cpuinfo").write_text(cpuinfo)
+    return root
+
+
+def test_what_the_system_says_of_its_processor(tmp_path):
+    old = machine(tmp_path, OLD)
+    assert processor_name(old) == "An Old One"
+    assert not has_vector_kernels(old)
+    new = machine(tmp_path, NEW)
+    assert processor_name(new) == "A New One"
+    assert has_vector_kernels(new)
+
+
+def test_a_system_that_does_not_tell(tmp_path):
+    assert processor_name(tmp_path)
+    assert has_vector_kernels(tmp_path), "the library itself finds out"
+
+
+def test_other_architectures_have_plain_kernels_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not has_vector_kernels(machine(tmp_path, "Features: asimd\n"))
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "tuned_on", "expected"),
+    [
+        (NEW, None, ["native", "plain"]),
+        (OLD, None, ["plain", "native"]),
+        (OLD, "An Old One", ["native", "plain"]),
+        (OLD, "A New One", ["plain", "native"]),
+        (NEW, "An Old One", ["native", "plain"]),
+    ],
+)
+def test_the_plan_that_is_preferred(
+    tmp_path, make_tiny: Callable[..., Path], cpuinfo, tuned_on, expected
+):
+    entry = Artifact.open(make_tiny()).manifest.engines[0]
+    native = replace(entry, plan="native", library="engine/operators.so", platform="here")
+    plain = replace(entry, plan="plain", library=None, platform=None)
+    tuning = tuned_on and TuningEntry(tuned_on, 2, {})
+    found = in_order([native, plain], tuning or None, machine(tmp_path, cpuinfo))
+    assert [each.plan for each in found] == expected
