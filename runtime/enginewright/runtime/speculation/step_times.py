@@ -33,17 +33,18 @@ class StepTimes:
         return self._known()[positions] if enough else None
 
     def expected(self, positions: int) -> float | None:
-        """By the nearest sizes that ran lately; None if it is over twice as large as any of them.
+        """Between the sizes that ran lately; None if it is over twice as large as any of them.
 
-        Where no smaller one is known, it is taken to cost as much: too little, so that it is tried.
+        One larger than all is taken to cost as much as the largest: too little, so that it is tried
+        once. What two rows cost says little of four: kernels work on several at a time.
         """
         medians = self._known()
         known = list(medians)
         if not known or positions > 2 * known[-1]:
             return None
-        place = min(max(bisect_left(known, positions), 1), len(known) - 1)
-        if place == 0:  # only one is known
-            return medians[known[0]]
+        place = bisect_left(known, positions)
+        if place == len(known) or known[place] == positions or place == 0:
+            return medians[known[min(place, len(known) - 1)]]
         below, above = known[place - 1], known[place]
         low, high = medians[below], medians[above]
         return low + (high - low) * (positions - below) / (above - below)

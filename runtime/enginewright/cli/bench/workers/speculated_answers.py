@@ -13,12 +13,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from enginewright.runtime import LLM, RequestMetrics, SamplingParams
+from enginewright.runtime import LLM, EnginewrightError, RequestMetrics, SamplingParams
 
 
 def main() -> None:
     work = json.load(sys.stdin)
     plain, fast = opened(work, None), opened(work, work["speculative_config"])
+    info = fast.engine_info
+    if info.batch_invariant and not info.step_invariant:
+        raise EnginewrightError(
+            f"plan {fast.plan!r} drafts nothing for greedy answers; measure one whose tokens have "
+            f"the same bits however many are computed at once, such as the CPU's native plan"
+        )
     params = SamplingParams(temperature=0, max_tokens=work["tokens"])
     for llm in (plain, fast):
         answer(llm, work["questions"][0], params)
