@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from enginewright.builder.targets.operators import find_compiler
 from enginewright.cli.bench.speculation import QUESTIONS
+from enginewright.cli.main import main
 from enginewright.runtime import LLM, BeamSearchParams, SamplingParams
 from enginewright.runtime.speculation.governor import Governor
 
@@ -72,6 +75,14 @@ def test_beams_run_beside_drafts(plain: LLM, artifact: Path) -> None:
     (wanted,) = plain.beam_search(prompts[1:], beams)
     assert [each.tokens for each in found.sequences] == [each.tokens for each in wanted.sequences]
     assert outputs == [each.outputs for each in plain.generate(prompts, params)]
+
+
+def test_the_measurement_runs(artifact: Path) -> None:
+    arguments = ["bench", "speculation", str(artifact), "--tokens", "8", "--rounds", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--runs", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)["figures"]
+    assert {f"{name}, speed" for name in QUESTIONS} <= said.keys()
 
 
 def test_what_repeats_its_prompt_takes_few_steps(artifact: Path) -> None:
