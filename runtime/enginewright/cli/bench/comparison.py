@@ -169,7 +169,9 @@ def summary(results: list[Result]) -> str:
         lead = f"{result.leads()[theirs]:.2f}x" if ours and theirs else ""
         named = [_named(result, label) for label in (ours, theirs)]
         rows.append((f"{result.work.title} ({result.work.unit})", *named, lead))
-    return table(("near-lossless only", "best of ours", "best of the peers", "better"), rows)
+    known = any(e.quality is not None for result in results for e in result.entrants.values())
+    among = "near-lossless only" if known else "quality not measured"
+    return table((among, "best of ours", "best of the peers", "better"), rows)
 
 
 def _named(result: Result, label: str | None) -> str:
