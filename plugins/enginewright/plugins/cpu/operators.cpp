@@ -3,6 +3,7 @@
 #include "operators.h"
 
 #include <cstdlib>
+#include <string>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -41,6 +42,10 @@ InstructionSet allowed() {
 InstructionSet instruction_set() {
     static const InstructionSet found = best() < allowed() ? best() : allowed();
     return found;
+}
+
+ort::Status* out_of_memory(const ort::Api& api, const char* name) {
+    return api.create_status(ort::kFail, (std::string(name) + ": out of memory").c_str());
 }
 
 ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, size_t index,

@@ -11,7 +11,6 @@
 namespace enginewright::attention {
 namespace {
 
-constexpr const char* kName = "CachedAttention";
 enum Input : size_t {
     kQ,
     kK,
@@ -105,15 +104,17 @@ struct Attributes {
 
 class Kernel {
   public:
+    static constexpr const char* kName = "CachedAttention";
+
     Kernel(const void* table, const ort::KernelInfo* info) : api_(table) {
-        read(info, "num_heads", &a_.num_heads);
-        read(info, "kv_heads", &a_.kv_heads);
-        read(info, "window", &a_.window);
-        read(info, "rotary_dim", &a_.rotary_dim);
-        read(info, "interleaved", &a_.interleaved);
-        read(info, "abi_version", &a_.abi_version);
-        read(info, "scale", &a_.scale);
-        read(info, "softcap", &a_.softcap);
+        read_attribute(api_, info, "num_heads", &a_.num_heads);
+        read_attribute(api_, info, "kv_heads", &a_.kv_heads);
+        read_attribute(api_, info, "window", &a_.window);
+        read_attribute(api_, info, "rotary_dim", &a_.rotary_dim);
+        read_attribute(api_, info, "interleaved", &a_.interleaved);
+        read_attribute(api_, info, "abi_version", &a_.abi_version);
+        read_attribute(api_, info, "scale", &a_.scale);
+        read_attribute(api_, info, "softcap", &a_.softcap);
     }
 
     ort::Status* check() const {
@@ -144,9 +145,7 @@ class Kernel {
         return run(context, step, kernels_for(in[kKCache].type));
     }
 
-    ort::Status* out_of_memory() const {
-        return api_.create_status(ort::kFail, "CachedAttention: out of memory");
-    }
+    const ort::Api& api() const { return api_; }
 
   private:
     // Kernels trust what is checked here and in wrong_rows; null: all is well.
@@ -268,7 +267,7 @@ class Kernel {
         ort::Status* status = share(context, run, Run::write, plan.writes.size());
         if (!status) status = share(context, run, Run::attend, plan.tasks.size());
         if (!status) status = share(context, run, Run::merge, plan.merges.size());
-        return !status && run.out_of_memory ? out_of_memory() : status;
+        return !status && run.out_of_memory ? out_of_memory(api_, kName) : status;
     }
 
     ort::Status* share(ort::KernelContext* context, Run& run, void (*task)(void*, size_t),
@@ -296,16 +295,6 @@ class Kernel {
         return nullptr;
     }
 
-    // What is missing stays as it is, which check() then judges.
-    template <class T>
-    void read(const ort::KernelInfo* info, const char* name, T* value) const {
-        T found{};
-        if (auto* status = api_.attribute(info, name, &found))
-            api_.release(status);
-        else
-            *value = found;
-    }
-
     ort::Status* fail(const char* message) const {
         return api_.create_status(ort::kInvalidArgument, message);
     }
@@ -313,28 +302,6 @@ class Kernel {
     ort::Api api_;
     Attributes a_;
 };
-
-ort::Status* create(const ort::Operator*, const void* table, const ort::KernelInfo* info,
-                    void** kernel) {
-    auto* created = new (std::nothrow) Kernel(table, info);
-    if (!created)
-        return ort::Api(table).create_status(ort::kFail, "CachedAttention: out of memory");
-    auto* status = created->check();
-    if (status)
-        delete created;
-    else
-        *kernel = created;
-    return status;
-}
-
-// Exceptions must not cross the C interface; only memory can run out here.
-ort::Status* compute(void* kernel, ort::KernelContext* context) {
-    try {
-        return static_cast<const Kernel*>(kernel)->compute(context);
-    } catch (const std::bad_alloc&) {
-        return static_cast<const Kernel*>(kernel)->out_of_memory();
-    }
-}
 
 // One operator for each type of the cache: ONNX Runtime takes the one that fits a node.
 struct Typed : ort::Operator {
@@ -352,27 +319,16 @@ ort::ElementType input_type(const ort::Operator* op, size_t index) {
 }
 
 Typed describe(ort::ElementType cache) {
-    Typed op{};
-    op.cache = cache;
-    op.version = ort::kVersion;
-    op.name = [](const ort::Operator*) { return kName; };
-    op.provider = [](const ort::Operator*) -> const char* { return nullptr; };  // the CPU's
+    Typed op{operator_of<Kernel>(), cache};
     op.input_type = input_type;
     op.input_count = [](const ort::Operator*) -> size_t { return kInputs; };
     op.output_type = [](const ort::Operator* op, size_t index) {
         return index == kOut ? ort::kFloat : cache_type(op);
     };
     op.output_count = [](const ort::Operator*) -> size_t { return kOutputs; };
-    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     op.input_characteristic = [](const ort::Operator*, size_t index) {
         return index < kCos && index != kK && index != kV ? ort::kRequired : ort::kOptional;
     };
-    op.output_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
-    op.input_memory = [](const ort::Operator*, size_t) { return 0; };
-    op.create_checked = create;
-    op.compute_checked = compute;
-    op.start_version = [](const ort::Operator*) { return 1; };
-    op.end_version = [](const ort::Operator*) { return 1; };
     return op;
 }
 

@@ -12,7 +12,6 @@
 namespace enginewright {
 namespace {
 
-constexpr const char* kName = "BlockLinear";
 enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
 
 // With one row of x the work is reading W: few long runs of it.
@@ -72,12 +71,20 @@ struct Product {
 
 class Kernel {
   public:
+    static constexpr const char* kName = "BlockLinear";
+
+    // What is missing counts as 0, which check() then refuses (but for zero).
     Kernel(const void* table, const ort::KernelInfo* info) : api_(table) {
-        n_ = attribute(info, "N");
-        k_ = attribute(info, "K");
-        bits_ = attribute(info, "bits");
-        block_ = attribute(info, "block_size");
-        zero_ = attribute(info, "zero");
+        const auto attribute = [&](const char* name) {
+            int64_t value = 0;
+            read_attribute(api_, info, name, &value);
+            return static_cast<size_t>(value);  // a negative one is larger than any that is legal
+        };
+        n_ = attribute("N");
+        k_ = attribute("K");
+        bits_ = attribute("bits");
+        block_ = attribute("block_size");
+        zero_ = attribute("zero");
     }
 
     ort::Status* check() const {
@@ -91,25 +98,24 @@ class Kernel {
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
-        Tensor in[kInputs];
-        std::vector<int64_t> shape;
+        thread_local Tensor in[kInputs];
         for (size_t i = 0; i < kInputs; ++i)
-            if (auto* status = read(context, i, &in[i], &shape)) return status;
+            if (auto* status = read_input(api_, context, i, &in[i])) return status;
+        std::vector<int64_t>& shape = in[kX].shape;
         if (shape.empty() || shape.back() != static_cast<int64_t>(k_))
             return fail("BlockLinear: the last axis of x is not K");
+        const size_t m = in[kX].count / k_;
         shape.back() = static_cast<int64_t>(n_);
         ort::Value* output = nullptr;
         void* y = nullptr;
         if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output))
             return status;
         if (auto* status = api_.data(output, &y)) return status;
-        size_t m = 1;
-        for (size_t i = 0; i + 1 < shape.size(); ++i) m *= static_cast<size_t>(shape[i]);
-        const Weights w{static_cast<const uint8_t*>(in[kCodes].data),
+        const Weights w{in[kCodes].as<uint8_t>(),
                         in[kScales].data,
-                        static_cast<const uint8_t*>(in[kZeroPoints].data),
+                        in[kZeroPoints].as<uint8_t>(),
                         in[kOffsets].data,
-                        static_cast<const float*>(in[kBias].data),
+                        in[kBias].as<float>(),
                         n_,
                         k_,
                         bits_,
@@ -120,32 +126,22 @@ class Kernel {
                         static_cast<int>(zero_),
                         in[kScales].type == ort::kFloat16};
         if (auto* status = check(w, in)) return status;
-        return multiply(context, w, static_cast<const float*>(in[kX].data), static_cast<float*>(y),
-                        m);
+        return multiply(context, w, in[kX].as<float>(), static_cast<float*>(y), m);
     }
 
-    ort::Status* out_of_memory() const {
-        return api_.create_status(ort::kFail, "BlockLinear: out of memory");
-    }
+    const ort::Api& api() const { return api_; }
 
   private:
-    struct Tensor {
-        const void* data = nullptr;
-        size_t count = 0;
-        ort::ElementType type = ort::kUndefined;
-        bool given = false;
-    };
-
     // Kernels read what the attributes say: a graph with smaller tensors must not get there.
     ort::Status* check(const Weights& w, const Tensor* in) const {
         const size_t blocks = w.n * w.blocks;
         const size_t counts[] = {w.n * w.row_bytes, blocks, w.n * w.zero_row_bytes, blocks, w.n};
         for (size_t i = kCodes; i < kInputs; ++i)
-            if ((in[i].given || i < kZeroPoints) && in[i].count != counts[i - kCodes])
+            if ((in[i] || i < kZeroPoints) && in[i].count != counts[i - kCodes])
                 return fail("BlockLinear: the size of an input is not that of the attributes");
         const ort::ElementType type = in[kScales].type;
         if ((type != ort::kFloat16 && type != ort::kFloat) ||
-            (in[kOffsets].given && in[kOffsets].type != type))
+            (in[kOffsets] && in[kOffsets].type != type))
             return fail("BlockLinear: scales and offsets are both float16 or both float32");
         return nullptr;
     }
@@ -170,42 +166,6 @@ class Kernel {
         return chosen;
     }
 
-    // An input, not given where it is left out; of x the shape as well.
-    ort::Status* read(ort::KernelContext* context, size_t index, Tensor* in,
-                      std::vector<int64_t>* shape) const {
-        const ort::Value* value = nullptr;
-        if (auto* status = api_.input(context, index, &value)) return status;
-        if (!value) return nullptr;
-        void* address = nullptr;
-        if (auto* status = api_.data(const_cast<ort::Value*>(value), &address)) return status;
-        in->data = address;
-        in->given = true;
-        ort::TensorInfo* info = nullptr;
-        if (auto* status = api_.tensor_info(value, &info)) return status;
-        auto* status = api_.element_count(info, &in->count);
-        if (!status) status = api_.element_type(info, &in->type);
-        if (!status && index == kX) status = read_shape(info, shape);
-        api_.release(info);
-        return status;
-    }
-
-    ort::Status* read_shape(const ort::TensorInfo* info, std::vector<int64_t>* shape) const {
-        size_t rank = 0;
-        if (auto* status = api_.rank(info, &rank)) return status;
-        shape->resize(rank);
-        return api_.dimensions(info, shape->data(), rank);
-    }
-
-    // 0 where the attribute is missing, which check() then refuses (but for zero).
-    size_t attribute(const ort::KernelInfo* info, const char* name) const {
-        int64_t value = 0;
-        if (auto* status = api_.attribute(info, name, &value)) {
-            api_.release(status);
-            return 0;
-        }
-        return static_cast<size_t>(value);  // a negative one is larger than any that is legal
-    }
-
     ort::Status* fail(const char* message) const {
         return api_.create_status(ort::kInvalidArgument, message);
     }
@@ -214,51 +174,20 @@ class Kernel {
     size_t n_, k_, bits_, block_, zero_;
 };
 
-ort::Status* create(const ort::Operator*, const void* table, const ort::KernelInfo* info,
-                    void** kernel) {
-    auto* created = new (std::nothrow) Kernel(table, info);
-    if (!created) return ort::Api(table).create_status(ort::kFail, "BlockLinear: out of memory");
-    auto* status = created->check();
-    if (status)
-        delete created;
-    else
-        *kernel = created;
-    return status;
-}
-
-// Exceptions must not cross the C interface; only memory can run out here.
-ort::Status* compute(void* kernel, ort::KernelContext* context) {
-    try {
-        return static_cast<const Kernel*>(kernel)->compute(context);
-    } catch (const std::bad_alloc&) {
-        return static_cast<const Kernel*>(kernel)->out_of_memory();
-    }
-}
-
 ort::ElementType input_type(const ort::Operator*, size_t index) {
     if (index == kScales || index == kOffsets) return ort::kUndefined;  // float16 or float32
     return index == kCodes || index == kZeroPoints ? ort::kUint8 : ort::kFloat;
 }
 
 ort::Operator describe() {
-    ort::Operator op{};
-    op.version = ort::kVersion;
-    op.name = [](const ort::Operator*) { return kName; };
-    op.provider = [](const ort::Operator*) -> const char* { return nullptr; };  // the CPU's
+    ort::Operator op = operator_of<Kernel>();
     op.input_type = input_type;
     op.input_count = [](const ort::Operator*) -> size_t { return kInputs; };
     op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
     op.output_count = [](const ort::Operator*) -> size_t { return 1; };
-    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     op.input_characteristic = [](const ort::Operator*, size_t index) {
         return index < kZeroPoints ? ort::kRequired : ort::kOptional;
     };
-    op.output_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
-    op.input_memory = [](const ort::Operator*, size_t) { return 0; };
-    op.create_checked = create;
-    op.compute_checked = compute;
-    op.start_version = [](const ort::Operator*) { return 1; };
-    op.end_version = [](const ort::Operator*) { return 1; };
     return op;
 }
 
