@@ -309,8 +309,8 @@ constexpr Kernels kernels_of() {
 }
 
 template <class Isa>
-constexpr KernelSet kernel_set(const char* name) {
-    return {name, kernels_of<Isa, float>(), kernels_of<Isa, Half>(), kernels_of<Isa, int8_t>()};
+constexpr KernelSet kernel_set() {
+    return {kernels_of<Isa, float>(), kernels_of<Isa, Half>(), kernels_of<Isa, int8_t>()};
 }
 
 }  // namespace

@@ -28,6 +28,6 @@ struct Avx2 {
 
 }  // namespace
 
-extern const KernelSet kAvx2 = kernel_set<Avx2>("avx2");
+extern const KernelSet kAvx2 = kernel_set<Avx2>();
 
 }  // namespace enginewright::attention

@@ -28,6 +28,6 @@ struct Avx512 {
 
 }  // namespace
 
-extern const KernelSet kAvx512 = kernel_set<Avx512>("avx512");
+extern const KernelSet kAvx512 = kernel_set<Avx512>();
 
 }  // namespace enginewright::attention

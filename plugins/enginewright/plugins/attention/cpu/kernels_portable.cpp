@@ -48,6 +48,6 @@ struct Portable {
 
 }  // namespace
 
-extern const KernelSet kPortable = kernel_set<Portable>("portable");
+extern const KernelSet kPortable = kernel_set<Portable>();
 
 }  // namespace enginewright::attention

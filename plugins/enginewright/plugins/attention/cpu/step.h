@@ -78,7 +78,6 @@ struct Kernels {
 };
 
 struct KernelSet {
-    const char* name;
     Kernels float32, float16, int8;
 };
 

@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <utility>
+
+#include "unroll.h"
 
 namespace enginewright::attention {
 namespace {
@@ -21,14 +22,6 @@ template <class Isa>
 using VecOf = typename Isa::Vec;
 template <class Isa>
 using IntsOf = typename Isa::Ints;
-
-// Calls f with 0 .. N - 1 as constants, so that what it indexes stays in registers.
-template <size_t N, class F>
-[[gnu::always_inline]] inline void unroll(const F& f) {
-    [&]<size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
-        (f(std::integral_constant<size_t, I>{}), ...);
-    }(std::make_index_sequence<N>{});
-}
 
 template <class To, class From>
 [[gnu::always_inline]] inline To bits(From from) {

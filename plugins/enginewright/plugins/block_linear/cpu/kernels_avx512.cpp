@@ -4,6 +4,6 @@
 
 namespace enginewright {
 
-const Kernels kAvx512 = kernels<TwoRows>("avx512");
+const Kernels kAvx512 = kernels<TwoRows>();
 
 }  // namespace enginewright

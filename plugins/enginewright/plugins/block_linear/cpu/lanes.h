@@ -18,9 +18,9 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <utility>
 
 #include "tensors.h"
+#include "unroll.h"
 
 // What is called for every chunk has to be part of the loops.
 #define ENGINEWRIGHT_INLINE [[gnu::always_inline]] inline
@@ -46,14 +46,6 @@ constexpr size_t kUnit = kChunk<Bits> / kLanes;
 // A block of 16 holds half a unit of 4-bit codes; any other block one unit or more.
 template <size_t Bits, size_t Block>
 constexpr size_t kHalves = Block < kUnit<Bits> ? 2 : 1;
-
-// Calls f with 0 .. N - 1 as constants, so that what it indexes stays in registers.
-template <size_t N, class F>
-ENGINEWRIGHT_INLINE void unroll(const F& f) {
-    [&]<size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
-        (f(std::integral_constant<size_t, I>{}), ...);
-    }(std::make_index_sequence<N>{});
-}
 
 __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
 

@@ -54,7 +54,6 @@ struct Activations {
 // The kernels of one instruction set. Every element of y is summed in one order, whatever M is and
 // however the work is split, so a row's result does not depend on the batch that it is in.
 struct Kernels {
-    const char* name;
     // What a row of rounded x takes; a multiple of 32.
     size_t (*bytes_of_row)(const Weights& w);
     // Rounds row m of x.

@@ -188,8 +188,8 @@ void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_
 }
 
 template <class Wide>
-constexpr Kernels kernels(const char* name) {
-    return {name, bytes_of_row<Wide>, round_row<Wide>, multiply<Wide>};
+constexpr Kernels kernels() {
+    return {bytes_of_row<Wide>, round_row<Wide>, multiply<Wide>};
 }
 
 }  // namespace

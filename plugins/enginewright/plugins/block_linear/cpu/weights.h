@@ -120,8 +120,7 @@ ENGINEWRIGHT_INLINE Values<OneRow> block_values(const Weights& w, size_t n, size
 // A chunk of a row of W, or a step, for as many rows of x as meet it.
 template <class Wide, size_t Count, size_t Halves>
 struct Piece {
-    using Registers = Wide;
-    static constexpr size_t kCount = Count, kHalves = Halves;
+    static constexpr size_t kHalves = Halves;
     typename Wide::Int codes[Count];
     Values<Wide> values[Halves];
 };
