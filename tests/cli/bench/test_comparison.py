@@ -134,7 +134,7 @@ def test_the_data_holds_samples_and_ratios() -> None:
 
     assert work["engines"]["peer int8"]["samples"] == [256]
     assert work["times_better"] == {"peer int8": 2, "peer int4": 0.5}
-    assert work["best_near_lossless_peer"] == "peer int8"
+    assert (work["best_peer"], work["peers_in_class"]) == ("peer int8", "near-lossless")
     assert told["quality"]["peer int4"]["class"] == "lossy"
     assert told["not_measured"].keys() == {"other <peer>"}
 

@@ -50,6 +50,11 @@ class Result:
         pick = max if self.work.more_is_better else min
         return pick(found, key=lambda label: self.figures[label].median) if found else None
 
+    @property
+    def graded(self) -> bool:
+        """Whether the quality of any entrant was measured; without it all count as one class."""
+        return any(entrant.quality is not None for entrant in self.entrants.values())
+
     def leads(self) -> dict[str, float]:
         """By peer: how many times better the best of ours is."""
         ours = self.best(ours=True)
@@ -68,7 +73,8 @@ class Result:
             "title": self.work.title,
             "engines": figures_data(list(self.figures.values())),
             "best_of_ours": self.best(ours=True),
-            "best_near_lossless_peer": self.best(ours=False),
+            "best_peer": self.best(ours=False),
+            "peers_in_class": "near-lossless" if self.graded else "quality not measured",
             "times_better": self.leads(),
         }
 
@@ -169,8 +175,8 @@ def summary(results: list[Result]) -> str:
         lead = f"{result.leads()[theirs]:.2f}x" if ours and theirs else ""
         named = [_named(result, label) for label in (ours, theirs)]
         rows.append((f"{result.work.title} ({result.work.unit})", *named, lead))
-    known = any(e.quality is not None for result in results for e in result.entrants.values())
-    among = "near-lossless only" if known else "quality not measured"
+    graded = any(result.graded for result in results)
+    among = "near-lossless only" if graded else "quality not measured"
     return table((among, "best of ours", "best of the peers", "better"), rows)
 
 

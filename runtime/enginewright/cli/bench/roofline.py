@@ -27,11 +27,11 @@ from enginewright.cli.text import table
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import KVEntry
 from enginewright.runtime.backends import load_backend
+from enginewright.runtime.doctor.needs import kv_bytes_per_token
 
 STEPS = ((1, 64), (1, 512), (1, 4096), (8, 512), (32, 512))
 """Rows, and tokens that each of them holds."""
 TOKENS = 16
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def command(artifact: Path, runs: int, threads: int | None, as_json: bool) -> No
 
 def step_bytes(weights: int, kv: KVEntry, rows: int, context: int) -> int:
     """What a decode step reads: the weights once, keys and values of every row."""
-    token = 2 * kv.layers * kv.kv_heads * kv.head_dim * _ITEM_BYTES[kv.dtype]
+    token = kv_bytes_per_token(kv)
+    assert token is not None  # the backend that ran it knows the type
     return weights + rows * context * token
 
 

@@ -208,11 +208,12 @@ def _register(options: Any, library: Path) -> None:
 def _describe(entry: EngineEntry, manifest: Manifest | None) -> EngineInfo:
     kv, steps = entry.kv, entry.steps
     known = {"slots": ("float32",), "paged": ("float32", "float16", "int8")}
-    if kv.dtype not in known[kv.layout]:
+    if kv.dtype not in known.get(kv.layout, ()):
+        legal = "; ".join(f"{layout}: {', '.join(types)}" for layout, types in known.items())
         raise TargetError(
             f"target {entry.target!r}: a cache of layout {kv.layout!r} and type {kv.dtype!r} was "
-            f"built, the onnxruntime backend runs {', '.join(known[kv.layout])} there; "
-            f"build it again"
+            f"built, the onnxruntime backend of this version runs {legal}; build the artifact "
+            f"again with this version"
         )
     per_token = kv_bytes_per_token(kv)
     assert per_token is not None
