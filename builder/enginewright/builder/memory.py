@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import threading
 import time
@@ -32,6 +34,7 @@ class StageMeter:
         return max(self.anonymous_peak - self.anonymous_before, 0)
 
     def __enter__(self) -> Self:
+        _give_back_freed()
         self.anonymous_before = self.anonymous_peak = anonymous_bytes()
         self.mapped_peak = _resident("RssFile")
         self._start = time.perf_counter()
@@ -56,6 +59,14 @@ class StageMeter:
     def _look(self) -> None:
         self.anonymous_peak = max(self.anonymous_peak, anonymous_bytes())
         self.mapped_peak = max(self.mapped_peak, _resident("RssFile"))
+
+
+def _give_back_freed() -> None:
+    """What earlier stages freed but the allocator holds would hide what this one takes."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim is not None:
+        trim(0)
 
 
 def anonymous_bytes() -> int:

@@ -5,6 +5,8 @@
 | native | CachedAttention     | BlockLinear; MatMul (fp32) | paged, of the recipe's    | C++ when |
 |        |                     |                            | kv_cache                  | built    |
 | plain  | GroupQueryAttention | MatMulNBits; MatMul (fp32) | slots, float32            | nothing  |
+
+Between linear layers, native runs AddRMSNorm and SwiGLU where the model has what they compute.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from enginewright.builder.passes.fuse_skip import fuse_skip
 from enginewright.builder.passes.lower_attention import lower_attention
 from enginewright.builder.passes.lower_block_linear import lower_block_linear
 from enginewright.builder.passes.lower_paged_attention import lower_paged_attention
+from enginewright.builder.passes.lower_row_ops import lower_row_ops
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
@@ -66,6 +69,7 @@ class CpuTarget(Target):
             if library is not None:
                 native, kv = model.clone(), _paged(request)
                 lower_paged_attention(native, kv.dtype, kv.block_size, request.kv_scales)
+                lower_row_ops(native)
                 _save(native, weights, request.folder / _NATIVE)
                 entries.append(_describe(native, request, "native", kv, library))
             lower_attention(model)

@@ -23,7 +23,10 @@ from enginewright.runtime.cores import available_cores
 from enginewright.runtime.errors import BuildError
 
 _PLUGINS = Path(contract.__file__).parent.parent
-_SOURCES = (_PLUGINS / "cpu", _PLUGINS / "attention" / "cpu", _PLUGINS / "block_linear" / "cpu")
+_SOURCES = (
+    _PLUGINS / "cpu",
+    *(_PLUGINS / name / "cpu" for name in ("attention", "block_linear", "row_ops")),
+)
 """What the operators share, and each of them."""
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")

@@ -13,6 +13,7 @@ namespace enginewright {
 // They live as long as the process; one for each type that a tensor may have.
 std::vector<const ort::Operator*> block_linear_operators();
 std::vector<const ort::Operator*> attention_operators();
+std::vector<const ort::Operator*> row_operators();
 
 enum class InstructionSet { kPortable, kAvx2, kAvx512, kAvx512Vnni };
 

@@ -14,7 +14,8 @@ struct Registered {
 
     explicit Registered(const ort::Api& api) {
         status = api.create_domain(kDomain, &domain);
-        for (const auto& operators : {block_linear_operators(), attention_operators()})
+        for (const auto& operators :
+             {block_linear_operators(), attention_operators(), row_operators()})
             for (const ort::Operator* op : operators)
                 if (!status) status = api.add_operator(domain, op);
     }

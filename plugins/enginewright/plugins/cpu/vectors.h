@@ -13,7 +13,7 @@
 
 #include "unroll.h"
 
-namespace enginewright::attention {
+namespace enginewright {
 namespace {
 
 using Half = uint16_t;
@@ -118,4 +118,4 @@ inline VecOf<Isa> tanh(VecOf<Isa> x) {
 }
 
 }  // namespace
-}  // namespace enginewright::attention
+}  // namespace enginewright
