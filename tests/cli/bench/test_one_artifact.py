@@ -149,3 +149,22 @@ def test_the_roofline_of_a_real_engine(tiny_artifact: Path) -> None:
     for one in told["steps"]:
         assert one["step_ms"]["median"] > 0
         assert one["share_of_floor"] == pytest.approx(one["floor_ms"] / one["step_ms"]["median"])
+
+
+def test_the_profile_of_a_real_step_names_every_operator(tiny_artifact: Path) -> None:
+    told = run("profile", tiny_artifact, "--rows", "2", "--context", "20")
+
+    layers = Artifact.open(tiny_artifact).engine().kv.layers
+    attention = told["operators"]["GroupQueryAttention"]
+    assert attention["nodes"] == layers
+    assert 0 < attention["ms"]["median"] < told["step_ms"]["median"] * 10
+    assert "plan plain" in told["what"]
+
+
+@pytest.mark.parametrize("option", [("--rows", "1000"), ("--context", "100000")])
+def test_a_profile_beyond_the_limits_is_refused(
+    tiny_artifact: Path, option: tuple[str, str]
+) -> None:
+    result = CliRunner().invoke(main, ["bench", "profile", str(tiny_artifact), *option])
+    assert result.exit_code == 2
+    assert f"{option[0]} {option[1]}: this engine" in result.output

@@ -23,4 +23,5 @@ def add_rms_norm(
 def swiglu(gate_up: NDArray[np.float32]) -> NDArray[np.float64]:
     """[..., K] of [..., 2 K]."""
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
-    return gate / (1 + np.exp(-gate)) * up
+    out: NDArray[np.float64] = gate / (1 + np.exp(-gate)) * up
+    return out

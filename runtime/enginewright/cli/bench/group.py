@@ -12,6 +12,7 @@ VERBS = {
     "throughput": Verb("enginewright.cli.bench.throughput", "Many streams of mixed lengths."),
     "memory": Verb("enginewright.cli.bench.memory", "Loaded, after a prompt, after many rows."),
     "roofline": Verb("enginewright.cli.bench.roofline", "Steps beside what memory allows."),
+    "profile": Verb("enginewright.cli.bench.profile", "Which operators a decode step runs in."),
     "startup": Verb("enginewright.cli.bench.startup", "Process start, import, environment's size."),
     "sampler": Verb("enginewright.cli.bench.sampler", "The cost of choosing a step's tokens."),
     "reuse": Verb("enginewright.cli.bench.reuse", "What sharing the KV cache saves and costs."),
