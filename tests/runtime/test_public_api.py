@@ -17,6 +17,7 @@ PUBLIC = {
     "BeamSearchSequence",
     "CompletionOutput",
     "EffectiveParameter",
+    "EngineStats",
     "Explanation",
     "FlatLogprobs",
     "Logprob",

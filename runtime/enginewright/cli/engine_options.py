@@ -38,9 +38,10 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _read_config(
+def read_json_object(
     context: click.Context, parameter: click.Parameter, text: str | None
 ) -> dict[str, Any] | None:
+    """The value of an option that is a JSON object."""
     if text is None:
         return None
     try:
@@ -48,7 +49,7 @@ def _read_config(
     except ValueError as error:
         raise click.BadParameter(f"it is no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise click.BadParameter('it must be an object, such as {"num_speculative_tokens": 5}')
+        raise click.BadParameter('it must be an object, such as {"name": 5}')
     return found
 
 
@@ -57,7 +58,7 @@ def speculation_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--speculative-config",
         metavar="JSON",
-        callback=_read_config,
+        callback=read_json_object,
         help='How tokens are drafted: {"method": "ngram", "num_speculative_tokens": 5}, or '
         '{"model": ARTIFACT, "num_speculative_tokens": 4}.',
     )(command)

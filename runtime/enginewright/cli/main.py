@@ -24,6 +24,8 @@ VERBS = {
     "verify": Verb("enginewright.cli.verify", "Check an artifact against its reference values."),
     "run": Verb("enginewright.cli.run", "Continue a prompt, or answer it with --chat."),
     "chat": Verb("enginewright.cli.chat", "Talk with a model."),
+    "serve": Verb("enginewright.cli.serve", "Serve artifacts to clients of the OpenAI API."),
+    "batch": Verb("enginewright.cli.batch", "Answer a file of OpenAI batch requests."),
     "bench": Verb("enginewright.cli.bench.group", "Measure speed, start-up and memory."),
 }
 

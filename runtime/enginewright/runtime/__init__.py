@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from enginewright.runtime.sampling.params import SamplingParams
     from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
     from enginewright.runtime.sampling.structured import StructuredOutputsParams
+    from enginewright.runtime.stats import EngineStats
     from enginewright.runtime.text.templates import load_chat_template
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "ContextLengthError",
     "DeviceError",
     "EffectiveParameter",
+    "EngineStats",
     "EnginewrightError",
     "Explanation",
     "FlatLogprobs",
@@ -102,6 +104,7 @@ _HOME = {
     "BeamSearchSequence": "beam_search.outputs",
     "CompletionOutput": "requests.outputs",
     "EffectiveParameter": "explain",
+    "EngineStats": "stats",
     "Explanation": "explain",
     "FlatLogprobs": "requests.flat_logprobs",
     "LLM": "llm",

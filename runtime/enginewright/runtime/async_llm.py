@@ -35,6 +35,7 @@ from enginewright.runtime.sampling.checks import whole
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.scheduling.job import Job
+from enginewright.runtime.stats import EngineStats
 
 T = TypeVar("T")
 J = TypeVar("J", RequestGroup, BeamJob)
@@ -152,6 +153,22 @@ class AsyncLLM(LoadedModel):
         """Forget what ended requests have computed."""
         self._engine.reset_prefix_cache()
         return True
+
+    async def stats(self) -> EngineStats:
+        """How the engine stands, once its present step has ended."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[EngineStats] = loop.create_future()
+
+        def take(stats: EngineStats) -> None:
+            if not found.done():
+                found.set_result(stats)
+
+        def told(stats: EngineStats) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(take, stats)
+
+        self._engine.tell_stats(told)
+        return await found
 
     def shutdown(self) -> None:
         """Fail what runs and free the engine, after the step that is under way."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.scheduling.job import Job
+from enginewright.runtime.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ class EngineThread:
         with self._changed:
             self.check()
             self._command(self._core.reset_prefix_cache)
+
+    def tell_stats(self, listener: Callable[[EngineStats], object]) -> None:
+        """Call it with how the engine stands, on its thread, between two steps."""
+        with self._changed:
+            self.check()
+            self._command(lambda: listener(self._core.stats()))
 
     def check(self) -> None:
         """Raise EnginewrightError when the engine failed or was closed."""

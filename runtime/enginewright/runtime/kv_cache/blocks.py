@@ -98,6 +98,10 @@ class BlockCache(KVCache):
         return self._max_rows - len(self._rows) - self.reserved_rows
 
     @property
+    def usage(self) -> float:
+        return (self._blocks - len(self._free)) / self._max_blocks
+
+    @property
     def decoding(self) -> Sequence[int]:
         return list(self._decoding)
 

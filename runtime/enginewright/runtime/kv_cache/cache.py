@@ -91,6 +91,11 @@ class KVCache(ABC):
 
     @property
     @abstractmethod
+    def usage(self) -> float:
+        """The part of all room that live rows hold, 0 to 1."""
+
+    @property
+    @abstractmethod
     def decoding(self) -> Sequence[int]:
         """Live rows that decode, in the order in which a step takes them."""
 

@@ -103,6 +103,10 @@ class SlotCache(KVCache):
         return self._max_rows - len(self._rows) - self.reserved_rows
 
     @property
+    def usage(self) -> float:
+        return len(self._rows) / self._max_rows
+
+    @property
     def decoding(self) -> Sequence[int]:
         return self._rows[: self._decoding]
 

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from enginewright.runtime.errors import ArgumentError, RequestError
 from enginewright.runtime.progress import UseTqdm, check_progress
 from enginewright.runtime.sampling.checks import among, maybe_whole
-from enginewright.runtime.text.chat import ContentFormat
+from enginewright.runtime.text.chat import ChatTemplate, ContentFormat
 from enginewright.runtime.text.templates import TemplateSource
 
 
@@ -27,7 +27,7 @@ class CallOptions(TypedDict, total=False):
 class ChatOptions(TypedDict, total=False):
     """How a conversation becomes a prompt: see ``LLM.chat``."""
 
-    chat_template: TemplateSource | None
+    chat_template: TemplateSource | ChatTemplate | None
     chat_template_content_format: ContentFormat
     add_generation_prompt: bool
     continue_final_message: bool

@@ -39,6 +39,7 @@ from enginewright.runtime.scheduling.scheduler import (
 )
 from enginewright.runtime.speculation.proposer import Wanted
 from enginewright.runtime.speculation.speculator import Drafts, Speculator
+from enginewright.runtime.stats import EngineStats
 
 LEAST_CACHE = 2
 """Tokens: one of a prompt and one of its output."""
@@ -86,6 +87,11 @@ class EngineCore:
     def preemptions(self) -> int:
         """How often a row gave up its room since the start."""
         return self._scheduler.preemptions
+
+    def stats(self) -> EngineStats:
+        """How the engine stands; not in the middle of a step."""
+        running, rows = self._scheduler.running, len(self._scheduler.rows)
+        return EngineStats(running, rows - running, self._cache.usage, self.preemptions)
 
     def add(self, job: Job) -> None:
         """Queue a job; it must fit the engine's limits. Raises RequestError as ``check``."""

@@ -104,6 +104,11 @@ class Scheduler:
         """All rows, waiting or live."""
         return self._rows.keys()
 
+    @property
+    def running(self) -> int:
+        """How many rows have room."""
+        return sum(row.live for row in self._rows.values())
+
     def add(self, row: Row) -> None:
         """Queue a row."""
         assert row.id not in self._rows

@@ -35,20 +35,25 @@ TemplateSource: TypeAlias = str | os.PathLike[str]
 
 
 class Templates:
-    """The templates of one LLM, each compiled on first use. ``source``: the default's text."""
+    """The templates of one LLM, each compiled on first use.
+
+    ``source``: the default's text. ``tokens``: the special tokens that templates name.
+    """
 
     def __init__(self, artifact: Artifact, override: TemplateSource | None = None) -> None:
-        self._tokens = special_tokens(read_config(artifact, CONFIG_FILE))
+        self.tokens = special_tokens(read_config(artifact, CONFIG_FILE))
         self.source = artifact_template(artifact) if override is None else _load(override)
         self._compiled: dict[str, ChatTemplate] = {}
 
-    def get(self, override: TemplateSource | None = None) -> ChatTemplate:
-        """The template of a call: its own, else the default.
+    def get(self, override: TemplateSource | ChatTemplate | None = None) -> ChatTemplate:
+        """The template of a call: its own, compiled or not, else the default.
 
         Raises ChatTemplateError where there is none.
         """
         from enginewright.runtime.text.chat import ChatTemplate  # jinja2 is only for chat
 
+        if isinstance(override, ChatTemplate):
+            return override
         source = self.source if override is None else _load(override)
         if source is None:
             raise ChatTemplateError(
@@ -57,8 +62,14 @@ class Templates:
                 f"built-in one: {', '.join(named_templates())}"
             )
         if source not in self._compiled:
-            self._compiled[source] = ChatTemplate(source, **self._tokens)
+            self._compiled[source] = ChatTemplate(source, **self.tokens)
         return self._compiled[source]
+
+    def once(self, source: str) -> ChatTemplate:
+        """A template of that text, for one call: it is not kept, and no file is looked for."""
+        from enginewright.runtime.text.chat import ChatTemplate
+
+        return ChatTemplate(source, **self.tokens)
 
 
 def load_chat_template(

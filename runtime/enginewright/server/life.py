@@ -1,0 +1,116 @@
+"""From start to end: what is common to all requests, and how the process ends.
+
+SIGTERM or SIGINT: no new requests are taken, those that run go on for ``drain_timeout``, what is
+left then is told so; the exit code is 0. A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.errors import UnavailableError, failure_of
+from enginewright.server.options import ServeOptions
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_OPEN = ("/health", "/ready", "/metrics", "/version")
+"""What is answered to the end, for those who watch."""
+
+
+@dataclass
+class Life:
+    """``draining``: the server is about to end. Times are seconds, 0: none."""
+
+    request_timeout: float = 0.0
+    keep_alive_interval: float = 0.0
+    draining: bool = False
+
+    @classmethod
+    def of(cls, options: ServeOptions) -> Life:
+        """At the start."""
+        return cls(options.request_timeout, options.sse_keep_alive_interval)
+
+    def deadline(self) -> float | None:
+        """When a request that begins now must have ended, by the loop's clock."""
+        if not self.request_timeout:
+            return None
+        return asyncio.get_running_loop().time() + self.request_timeout
+
+
+class RefuseWhileDraining:
+    """Middleware: new requests on old connections get 503 once the server is about to end."""
+
+    def __init__(self, app: ASGIApp, life: Life) -> None:
+        self._app, self._life = app, life
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._life.draining and scope["path"] not in _OPEN:
+            gone = UnavailableError("the server is about to end and takes no more requests")
+            await failure_of(gone).response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which notes that it drains, and for which a signal is a good end."""
+
+    def __init__(self, config: uvicorn.Config, life: Life) -> None:
+        super().__init__(config)
+        self._life = life
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own would raise the signal again at the end: the exit code would not be 0.
+        self.force_exit = self.should_exit
+        self._life.draining = self.should_exit = True
+
+
+def run(app: FastAPI, life: Life, options: ServeOptions) -> None:
+    """Listen and serve until a signal; raises EnginewrightError when it cannot listen."""
+    server = Server(uvicorn_config(app, options), life)
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn has logged why
+        where = options.uds or f"{options.host}:{options.port}"
+        raise EnginewrightError(f"the server cannot listen on {where}, see above") from error
+
+
+def uvicorn_config(app: Any, options: ServeOptions) -> uvicorn.Config:
+    """What uvicorn is run with."""
+    try:
+        config = uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            uds=options.uds,
+            root_path=options.root_path,
+            log_level=options.log_level,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            proxy_headers=False,
+            timeout_keep_alive=options.timeout_keep_alive,
+            timeout_graceful_shutdown=int(options.drain_timeout) or 1,
+            ssl_keyfile=options.ssl_keyfile,
+            ssl_certfile=options.ssl_certfile,
+            ssl_ca_certs=options.ssl_ca_certs,
+            ssl_cert_reqs=options.ssl_cert_reqs,
+        )
+        config.load()
+    except (OSError, ssl.SSLError, ValueError) as error:
+        files = f"{options.ssl_keyfile}, {options.ssl_certfile}, {options.ssl_ca_certs}"
+        raise EnginewrightError(f"TLS cannot be set up from {files}: {error}") from error
+    return config
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)

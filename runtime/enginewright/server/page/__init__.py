@@ -1,0 +1,1 @@
+"""The page at ``/``: a chat with what is served, in one HTML file."""

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API (text and functions) on top of the chat endpoint."""

@@ -1,0 +1,106 @@
+"""A request that was read and found valid, about to run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from enginewright.runtime import RequestOutput
+from enginewright.server.access_log import Record
+from enginewright.server.context import Context
+from enginewright.server.registry import ServedModel
+from enginewright.server.serving.following import follow
+from enginewright.server.serving.logprobs import Spell
+from enginewright.server.serving.merge import merged
+from enginewright.server.serving.prompts import ReadPrompt
+from enginewright.server.serving.sampling import Params
+from enginewright.server.serving.usage import UsageWanted, usage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """``name``: of the model, as the client called it. ``outputs``: of each prompt.
+
+    ``top``: log probabilities beside the token's own; None: none at all.
+    """
+
+    context: Context
+    model: ServedModel
+    record: Record
+    id: str
+    name: str
+    prompts: list[ReadPrompt]
+    params: Params
+    outputs: int
+    top: int | None
+    spell: Spell
+    usage: UsageWanted
+    with_token_ids: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def run(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        """Every output of every prompt, as they come, with the prompt's place."""
+        metrics = self.context.metrics.of(self.model)
+        if self.context.options.enable_log_requests:
+            asked = [each.ids if each.text is None else each.text for each in self.prompts]
+            logger.info("%s: %r with %r", self.id, asked, self.params)
+        with self.model.admitted(len(self.prompts) * self.outputs):
+            streams = [
+                follow(self.model, metrics, self.record, prompt, self.params)
+                for prompt in self.prompts
+            ]
+            async with aclosing(merged(streams)) as outputs:
+                async for each in outputs:
+                    yield each
+
+    async def finish(self) -> list[RequestOutput]:
+        """The whole output of each prompt."""
+        found: dict[int, RequestOutput] = {}
+        async with aclosing(self.run()) as outputs:
+            async for place, output in outputs:
+                found[place] = output
+        return [found[place] for place in range(len(self.prompts))]
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every answer and every chunk begins with."""
+        found: dict[str, Any] = {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.name,
+        }
+        if self.context.options.fingerprint == "engine":
+            found["system_fingerprint"] = self.model.fingerprint
+        return found
+
+
+@dataclass
+class Counts:
+    """Tokens of a stream so far."""
+
+    call: Call
+    made: dict[tuple[int, int], int] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
+
+    def take(self, place: int, output: RequestOutput) -> None:
+        """Count what came."""
+        self.cached[place] = output.num_cached_tokens or 0
+        for each in output.outputs:
+            key = place, each.index
+            self.made[key] = self.made.get(key, 0) + len(each.token_ids)
+
+    def of(self, place: int, index: int) -> dict[str, Any]:
+        """Usage of one output."""
+        return usage(len(self.call.prompts[place].ids), self.made[place, index])
+
+    def total(self) -> dict[str, Any]:
+        """Usage of all."""
+        prompt = sum(len(each.ids) for each in self.call.prompts)
+        cached = sum(self.cached.values()) if self.call.usage.details else None
+        return usage(prompt, sum(self.made.values()), cached)

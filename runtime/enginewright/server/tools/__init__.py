@@ -1,0 +1,1 @@
+"""Tool calls out of what a model writes: one file a format."""
