@@ -72,8 +72,14 @@ clean: ## Remove environments, caches of tools, and built artifacts
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-system-deps: ## Debian packages that tests need
-	@echo "system-deps: no Debian packages are needed yet"
+# A registry and a browser; the tests that use one are skipped, and say so, where it is missing.
+SYSTEM_PACKAGES := docker-registry chromium
+
+system-deps: ## Debian packages that tests need (as root)
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends \
+			$(SYSTEM_PACKAGES) >/dev/null; } || echo "system-deps: not all could be installed"; \
+	else echo "system-deps: install as root: apt-get install $(SYSTEM_PACKAGES)"; fi
 
 setup: $(STAMPS)/project $(STAMPS)/tried-model ## The environment that the other targets use
 

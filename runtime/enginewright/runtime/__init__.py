@@ -26,11 +26,15 @@ if TYPE_CHECKING:
         MissingDependencyError,
         NativeCodeError,
         OverloadedError,
+        PolicyError,
         PromptError,
         RecipeError,
+        RegistryError,
         RequestError,
         SamplingParamsError,
         SchemaVersionError,
+        SettingsError,
+        SignatureError,
         SourceError,
         TargetError,
         UnsupportedModelError,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from enginewright.runtime.sampling.repetition import RepetitionDetectionParams
     from enginewright.runtime.sampling.structured import StructuredOutputsParams
     from enginewright.runtime.text.templates import load_chat_template
+    from enginewright.runtime.trust.policy import Policy
 
 __all__ = [
     "LLM",
@@ -75,8 +80,11 @@ __all__ = [
     "MissingDependencyError",
     "NativeCodeError",
     "OverloadedError",
+    "Policy",
+    "PolicyError",
     "PromptError",
     "RecipeError",
+    "RegistryError",
     "RepetitionDetectionParams",
     "RequestError",
     "RequestMetrics",
@@ -86,6 +94,8 @@ __all__ = [
     "SamplingParamsError",
     "SamplingType",
     "SchemaVersionError",
+    "SettingsError",
+    "SignatureError",
     "SourceError",
     "StructuredOutputsParams",
     "TargetError",
@@ -106,6 +116,7 @@ _HOME = {
     "FlatLogprobs": "requests.flat_logprobs",
     "LLM": "llm",
     "Logprob": "requests.outputs",
+    "Policy": "trust.policy",
     "RepetitionDetectionParams": "sampling.repetition",
     "RequestMetrics": "requests.outputs",
     "RequestOutput": "requests.outputs",
