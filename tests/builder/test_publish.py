@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from enginewright.builder.publish import hash_files, publish, staging
+from enginewright.builder.publish import hash_files, staging
+from enginewright.runtime.artifact.publishing import publish
 from enginewright.runtime.errors import BuildError
 
 

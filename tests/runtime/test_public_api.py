@@ -21,6 +21,7 @@ PUBLIC = {
     "Explanation",
     "FlatLogprobs",
     "Logprob",
+    "Policy",
     "RepetitionDetectionParams",
     "RequestMetrics",
     "RequestOutput",
@@ -111,7 +112,7 @@ def test_the_methods_are_these(kind: type, methods: dict[str, str]) -> None:
 def test_the_arguments_of_the_constructors_are_these() -> None:
     assert _parameters(enginewright.runtime.LLM.__init__) == (
         "(self, model, *, runner, dtype, quantization, revision, target, plan, allow_native_code, "
-        "verify, threads, max_batch, max_num_seqs, max_context, max_model_len, "
+        "policy, verify, threads, max_batch, max_num_seqs, max_context, max_model_len, "
         "max_num_batched_tokens, kv_cache_memory_bytes, enable_prefix_caching, max_logprobs, seed, "
         "chat_template, generation_config, override_generation_config, logits_processors, "
         "speculative_config, **others)"

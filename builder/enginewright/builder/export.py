@@ -80,10 +80,10 @@ class Exported:
 
 def export(config: PreTrainedConfig, family: Family) -> Exported:
     """Trace the architecture of ``config`` over memory that is never touched."""
-    with _quiet(), torch.no_grad():
-        module = _skeleton(config)
+    with quiet(), torch.no_grad():
+        module = skeleton(config)
         family.prepare(module)
-        caches = _probe_caches(module)
+        caches = probe_caches(module)
         model: ir.Model = _trace(module, caches).model
     owners = _detach(model.graph, module)
     return Exported(model, tuple(caches), owners)
@@ -109,7 +109,7 @@ def attach_weights(exported: Exported, weight: Callable[[str], Weight]) -> ir.Mo
     return exported.model
 
 
-def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The module with buffers computed and parameters allocated but never written."""
     try:
         with no_init_weights():
@@ -237,7 +237,7 @@ class _Step(nn.Module):
         return output.logits, [_state.updated[layer] for layer in range(len(caches))]
 
 
-def _probe_caches(module: PreTrainedModel) -> list[CacheShape]:
+def probe_caches(module: PreTrainedModel) -> list[CacheShape]:
     """Learn each layer's cache shape from one pass over fake tensors; no config field is named."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -288,7 +288,7 @@ def _trace(module: PreTrainedModel, caches: list[CacheShape]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters log and warn about packages and internals that are none of the user's."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
     levels = [logger.level for logger in loggers]

@@ -1,15 +1,14 @@
-"""The artifact's folder: staged under a hidden name, hashed, and published by one rename."""
+"""The artifact's folder: staged under a hidden name, and hashed; `publishing` makes it appear."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,21 @@ from enginewright.builder.disk import writing_to
 from enginewright.runtime.artifact.manifest import MANIFEST_NAME, FileEntry
 from enginewright.runtime.errors import BuildError
 
-_EXCHANGE = 2
-_AT_FDCWD = -100
 EVIDENCE = "evidence"
 _REMEDY = (
     "free some space or choose another --output. An artifact that was there before is untouched"
 )
 
 
+def _silent(line: str) -> None:
+    """Told to nobody."""
+
+
 @contextlib.contextmanager
-def staging(output: Path, name: str) -> Iterator[Path]:
+def staging(output: Path, name: str, tell: Callable[[str], None] = _silent) -> Iterator[Path]:
     """A hidden folder beside the artifact's place; removed whatever happens.
+
+    ``tell`` hears of what a killed build left behind, which is removed.
 
     Raises BuildError where the disk is full or the folder cannot be written.
     """
@@ -36,7 +39,7 @@ def staging(output: Path, name: str) -> Iterator[Path]:
     try:
         with writing_to(output, "", _REMEDY):
             output.mkdir(parents=True, exist_ok=True)
-            _remove_stale(output, name)
+            _remove_stale(output, name, tell)
             folder.mkdir()
             yield folder
     finally:
@@ -73,43 +76,11 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def publish(folder: Path, place: Path) -> None:
-    """Flush the staged folder to disk and put it in its place at once.
-
-    An artifact that was there is exchanged for the new one in one step, then removed.
-    """
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-    if not place.exists():
-        folder.rename(place)
-    elif not _exchange(folder, place):
-        old = folder.with_suffix(".old")
-        place.rename(old)
-        folder.rename(place)
-        shutil.rmtree(old)
-    _sync(place.parent)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders atomically; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    return bool(renameat2(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _EXCHANGE) == 0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(output: Path, name: str) -> None:
+def _remove_stale(output: Path, name: str, tell: Callable[[str], None]) -> None:
     """Remove what killed builds of this artifact left behind."""
     pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.(partial|old)")
     for path in output.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not Path(f"/proc/{match[1]}").exists():
             shutil.rmtree(path, ignore_errors=True)
+            tell(f"an earlier build (process {match[1]}) was ended; {path.name} of it is removed")

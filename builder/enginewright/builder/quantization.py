@@ -13,7 +13,7 @@ float16 values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from enginewright.builder.weights import Blocks, Weight, stack
 from enginewright.runtime.errors import SourceError
 
+Note = Callable[[str, int, float | None], None]
+"""Hears of a matrix: its name, its bits, and the relative error of its values; None: carried."""
 BLOCK_SIZE = 32
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 256
@@ -36,13 +38,36 @@ def block_size_for(inputs: int) -> int | None:
     return next((size for size in (BLOCK_SIZE, MIN_BLOCK_SIZE) if inputs % size == 0), None)
 
 
-def quantize(weight: Weight, bits: int, size: int, name: str, *, symmetric: bool = False) -> Blocks:
-    """A weight [N, K] rounded to 8 or 4 bits in blocks of ``size``, read a few rows at a time."""
+def quantize(
+    weight: Weight,
+    bits: int,
+    size: int,
+    name: str,
+    *,
+    symmetric: bool = False,
+    note: Note | None = None,
+) -> Blocks:
+    """A weight [N, K] rounded to 8 or 4 bits in blocks of ``size``, read a few rows at a time.
+
+    ``note`` hears of the error.
+    """
     four = partial(quantize_int4, symmetric=symmetric)
     rounding = quantize_int8 if bits == 8 else four
-    rounded = stack([rounding(values, size) for values in checked_rows(weight, name)])
+    parts, error, norm = [], 0.0, 0.0
+    for values in checked_rows(weight, name):
+        parts.append(rounding(values, size))
+        if note is not None:
+            error += _square(parts[-1].dequantize() - values)
+            norm += _square(values)
+    if note is not None:
+        note(name, bits, (error / norm) ** 0.5 if norm else 0.0)
+    rounded = stack(parts)
     codes = rounded.codes()
     return replace(rounded, codes=lambda: codes)
+
+
+def _square(values: NDArray[np.float32]) -> float:
+    return float(np.vdot(values, values))
 
 
 def checked_rows(weight: Weight, name: str) -> Iterator[NDArray[np.float32]]:

@@ -9,7 +9,8 @@
       int8: {min_top1_agreement: 0.95, max_mean_kl: 0.02}
 
 The targets tensorrt_rtx and tensorrt know more fields: attention, capabilities, kv_cache, logits,
-top_logits, tensorrt; cpu knows kv_cache.
+top_logits, tensorrt; cpu knows kv_cache. ``variants`` instead of target and precision asks for one
+artifact with several engines; ``matrix`` for several artifacts (matrix.py).
 
 Everything is checked when it is read; an error names the field's dotted path.
 """
@@ -47,7 +48,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
 }
 """The precisions that each target builds."""
 
-_ONLY: Mapping[str, tuple[str, ...]] = {
+ONLY: Mapping[str, tuple[str, ...]] = {
     "attention": ("tensorrt_rtx", "tensorrt"),
     "capabilities": ("tensorrt_rtx",),
     "kv_cache": ("cpu", "tensorrt_rtx", "tensorrt"),
@@ -56,6 +57,7 @@ _ONLY: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
 }
 """The targets that know a field."""
+_OF_VARIANTS = frozenset({"target", "precision", *ONLY})
 
 Kind = Literal["path", "gguf", "package", "hub"]
 _KINDS: tuple[Kind, ...] = ("path", "gguf", "package", "hub")
@@ -251,6 +253,34 @@ a recipe that takes that into account states its own.
 """
 
 
+class Variant(_Model):
+    """One engine of a set; a field that is not given is as the recipe says beside ``variants``."""
+
+    name: _Name | None = None
+    """In the names of its plans and files; by default target and precision, as in cpu-int4."""
+    target: str
+    """A key of PRECISIONS."""
+    precision: str
+    """One that the target builds."""
+    attention: Literal["native", "plugin"] | None = None
+    """As in the recipe, and so are those below."""
+    capabilities: tuple[_Capability, ...] | None = None
+    """As in the recipe."""
+    kv_cache: KVCacheSpec | None = None
+    """As in the recipe."""
+    logits: Literal["host", "device"] | None = None
+    """As in the recipe."""
+    top_logits: int | None = None
+    """As in the recipe."""
+    tensorrt: TensorRTSpec | None = None
+    """As in the recipe."""
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or f"{self.target}-{self.precision}"
+
+
 class Recipe(_Model):
     """What to build."""
 
@@ -279,6 +309,26 @@ class Recipe(_Model):
     """With logits: device, how many of each position come to the host; by default 64."""
     tensorrt: TensorRTSpec | None = None
     """With target: tensorrt."""
+    variants: tuple[Variant, ...] | None = None
+    """Engines of several targets in one artifact, the preferred one first; instead of target and
+    precision. They share source, limits and tokenizer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_first_variant(cls, data: Any) -> Any:
+        """The fields of a set are those of its first variant: they are what is checked below."""
+        if not isinstance(data, Mapping) or not data.get("variants"):
+            return data
+        variants = data["variants"]
+        if not isinstance(variants, list | tuple) or not isinstance(variants[0], Mapping):
+            raise ValueError("variants: a list is wanted, of mappings with target and precision")
+        first = {name: value for name, value in variants[0].items() if name in _OF_VARIANTS}
+        beside = [name for name in _OF_VARIANTS & data.keys() if data[name] != first.get(name)]
+        if beside:
+            raise ValueError(
+                f"{', '.join(sorted(beside))}: with variants, each of them says this itself"
+            )
+        return {**data, **first}
 
     @field_validator("target")
     @classmethod
@@ -303,12 +353,12 @@ class Recipe(_Model):
                 raise ValueError(f"{precision} is no precision: {', '.join(DEFAULT_THRESHOLDS)}")
         return given
 
-    @field_validator(*_ONLY)
+    @field_validator(*ONLY)
     @classmethod
     def _known_by_target(cls, value: Any, info: ValidationInfo) -> Any:
         target, name = info.data.get("target"), str(info.field_name)
-        if target is not None and value is not None and target not in _ONLY[name]:
-            raise ValueError(f"it is for target {' or '.join(_ONLY[name])}, not for {target}")
+        if target is not None and value is not None and target not in ONLY[name]:
+            raise ValueError(f"it is for target {' or '.join(ONLY[name])}, not for {target}")
         return value
 
     @field_validator("capabilities")
@@ -317,6 +367,11 @@ class Recipe(_Model):
         if given == ():
             raise ValueError("name one at least, or leave the field out")
         return given and tuple(name for name in capabilities.RTX if name in given)
+
+    @model_validator(mode="after")
+    def _buildable_set(self) -> Self:
+        self.each_variant()
+        return self
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
@@ -349,6 +404,21 @@ class Recipe(_Model):
         changes = given.model_dump(exclude_unset=True)
         return DEFAULT_THRESHOLDS[self.precision].model_copy(update=changes)
 
+    def each_variant(self) -> dict[str, Recipe]:
+        """The recipes of the engines of a set, by their names; what one says wrong is refused."""
+        shared = self.model_dump(exclude_unset=True, exclude={"variants", *_OF_VARIANTS})
+        found = {}
+        for variant in self.variants or ():
+            if variant.called in found:
+                raise RecipeError(
+                    f"recipe {self.name}: variants: two are called {variant.called}; give one of "
+                    f"them a name"
+                )
+            own = variant.model_dump(exclude_unset=True, exclude={"name"})
+            data = {**shared, **own, "name": f"{self.name}.{variant.called}"}
+            found[variant.called] = make_recipe(data, f"recipe {self.name}, {variant.called}")
+        return found
+
     def with_source(self, source: SourceSpec) -> Self:
         """The same recipe over another source."""
         return self.model_copy(update={"source": source})
@@ -365,8 +435,10 @@ class Recipe(_Model):
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data for the manifest, without this machine's folders."""
         data = self.model_dump(mode="json", exclude_none=True)
+        built = self.each_variant().values() if self.variants else (self,)
         data["conformance"] = {
-            self.precision: self.thresholds.model_dump(mode="json", exclude_none=True)
+            each.precision: each.thresholds.model_dump(mode="json", exclude_none=True)
+            for each in built
         }
         if self.source.kind in ("path", "gguf"):
             data["source"] = {self.source.kind: self.source.reference}
@@ -378,6 +450,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Paths in the file are relative to the file, paths in overrides to the current folder.
     """
+    data, where = read_recipe(path, overrides)
+    if "matrix" in data:
+        raise RecipeError(f"{where}: a matrix is several recipes; here one is wanted")
+    return make_recipe(data, where)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """A recipe's file as plain data, and its name for errors; see ``load_recipe``."""
     where = str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -390,7 +470,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _anchor(data, Path.cwd())
     if overrides:
         where += f" with --set {' --set '.join(overrides)}"
-    return make_recipe(data, where)
+    return data, where
 
 
 def make_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,10 +45,16 @@ class Matrix:
 
 
 class Storage:
-    """Decides for each weight; the same weight asked for twice is stored once."""
+    """Decides for each weight; the same weight asked for twice is stored once.
 
-    def __init__(self, precision: str, layers: Sequence[Weight]) -> None:
+    ``note`` hears of each matrix that is stored.
+    """
+
+    def __init__(
+        self, precision: str, layers: Sequence[Weight], note: quantization.Note | None = None
+    ) -> None:
         self._precision = precision
+        self._note = note
         self._layers = layers
         self._latest: Latest[Blocks] = Latest()
         self._known: dict[tuple[int, Bits], tuple[Matrix, ...]] = {}
@@ -78,6 +84,8 @@ class Storage:
         stored = carried(weight, bits)
         if stored is not None:
             form = BlockForm.of(stored[0])
+            if self._note is not None:
+                self._note(name, form.bits, None)
             return (Matrix(self._lazy(form, lambda: _again(weight, bits)), stored[1]),)
         parts = _parts(weight)
         if len(parts) > 1 and any(carried(part, bits) is not None for part in parts):
@@ -88,7 +96,8 @@ class Storage:
             return ()
         matrix = (weight.shape[0], weight.shape[1])
         form = BlockForm.rounded(matrix, bits[-1], size)
-        lazy = self._lazy(form, lambda: quantization.quantize(weight, bits[-1], size, name))
+        rounded = partial(quantization.quantize, weight, bits[-1], size, name, note=self._note)
+        lazy = self._lazy(form, rounded)
         return (Matrix(lazy),)
 
     def _lazy(self, form: BlockForm, compute: Callable[[], Blocks]) -> LazyBlocks:

@@ -69,6 +69,17 @@ class Blocks:
         return values.reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class StoredForm:
+    """How a weight is stored in blocks, as headers tell; ``wide``: its scales need float32."""
+
+    bits: int
+    block_size: int
+    zero_points: bool = False
+    offsets: bool = False
+    wide: bool = False
+
+
 class Weight(ABC):
     """One tensor of the model, of any rank, that can be read in float32 by rows of axis 0."""
 
@@ -85,6 +96,10 @@ class Weight(ABC):
 
     def blocks(self) -> Blocks | None:
         """The stored block-quantized form, exactly; None if it is not stored so."""
+        return None
+
+    def stored_form(self) -> StoredForm | None:
+        """What ``blocks`` would tell, without reading anything; None if it has none."""
         return None
 
 
@@ -158,6 +173,9 @@ class RowPermutedWeight(Weight):
             return None
         pick = self._order
         return stored.each(lambda part: part[pick], codes=lambda: stored.codes()[pick])
+
+    def stored_form(self) -> StoredForm | None:
+        return self._weight.stored_form()
 
 
 def stack(parts: Sequence[Blocks]) -> Blocks:

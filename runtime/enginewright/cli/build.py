@@ -1,4 +1,4 @@
-"""``enginewright build``: a recipe becomes an artifact."""
+"""``enginewright build``: a recipe becomes an artifact; several become a table of them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginewright.cli.build_options import (
+    SIZE,
+    check_overrides,
+    output_option,
+    overrides_option,
+    source_option,
+    the_recipe,
+)
 from enginewright.cli.extras import require
-from enginewright.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from enginewright.builder.recipe import Recipe
 
-NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml")
+NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "filelock")
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option(
-    "--source",
-    metavar="SOURCE",
-    help="Instead of a recipe: a checkpoint folder, a GGUF file, or a hub's owner/name. In int8, "
-    "with the model's own context up to 8192, unless --set says otherwise.",
-)
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field of the recipe, such as precision=int8 or limits.max_batch=4.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("artifacts"),
-    show_default=True,
-    help="Folder in which the artifact's own folder is made.",
-)
+@click.argument("recipes", type=click.Path(dir_okay=False, path_type=Path), nargs=-1)
+@source_option
+@overrides_option
+@output_option
 @click.option(
     "--progress/--no-progress",
     default=None,
@@ -60,52 +49,107 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     help="Target cpu: time the plans on this machine and prefer the fastest; the manifest keeps "
     "the times.",
 )
+@click.option(
+    "--locked",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="LOCK",
+    help="Refuse, by name, whatever differs from this lock.json, or from that of an artifact.",
+)
+@click.option("--explain-cache", is_flag=True, help="Say on stderr why each stage ran, or did not.")
+@click.option(
+    "--cache-limit",
+    type=SIZE,
+    default="20GB",
+    show_default=True,
+    envvar="ENGINEWRIGHT_CACHE_LIMIT",
+    help="What the stage cache may hold afterwards.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cells at once."
+)
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Build cells as tasks of Ray (RAY_ADDRESS, or here)."
+)
+@click.option(
+    "--junit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the table of several recipes as JUnit XML.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON object.")
+@click.pass_context
 def command(
-    recipe: Path | None,
+    ctx: click.Context,
+    recipes: tuple[Path, ...],
     source: str | None,
     overrides: tuple[str, ...],
     output: Path,
     progress: bool | None,
     debug_precision: bool,
     tuned: bool,
+    locked: Path | None,
+    explain_cache: bool,
+    cache_limit: int,
+    jobs: int,
+    on_ray: bool,
+    junit: Path | None,
+    as_json: bool,
 ) -> None:
     """Build the artifact that RECIPE describes, or one of --source, and print its path.
 
     The artifact is checked against the Hugging Face model before it is published; when a stage
     fails, an artifact of an earlier build stays as it was.
+
+    Several RECIPES, or one with a matrix, are built as a table of cells, each in a process of its
+    own; exit code 1 when one of them failed.
     """
-    if (recipe is None) == (source is None):
+    if bool(recipes) == (source is not None):
         raise click.UsageError("give a RECIPE or --source, one of the two")
-    if source is not None and not source.strip():
-        raise click.UsageError("--source is empty: give a folder, a GGUF file or owner/name")
     require("build", *NEEDED)
-    from enginewright.builder.recipe_yaml import parse_override
-
-    for override in overrides:
-        try:
-            parse_override(override)
-        except RecipeError as error:
-            raise click.UsageError(str(error)) from error
-    read = _recipe(recipe, source, overrides)
-    if read.target == "cpu":
-        require("cpu", "onnxruntime")
-    from enginewright.builder.pipeline import build
-
+    check_overrides(overrides)
     shown = sys.stderr.isatty() if progress is None else progress
     tell = _stage_lines() if shown else _silent
-    built = build(read, output, progress=tell, debug_precision=debug_precision, tuned=tuned)
+    from enginewright.builder.matrix import is_matrix
+
+    several = junit is not None or as_json or on_ray or len(recipes) > 1
+    if recipes and (several or is_matrix(recipes[0], overrides)):
+        if tuned or debug_precision or locked or explain_cache:
+            raise click.UsageError(
+                "--tune, --debug-precision, --locked and --explain-cache are for one recipe"
+            )
+        from enginewright.cli.build_table import build_table
+
+        passed = build_table(
+            recipes,
+            overrides,
+            output,
+            jobs=jobs,
+            on_ray=on_ray,
+            junit=junit,
+            as_json=as_json,
+            tell=tell,
+        )
+        ctx.exit(0 if passed else 1)
+    from enginewright.builder.pipeline import build
+
+    recipe = the_recipe(recipes[0] if recipes else None, source, overrides)
+    _require_runtime(recipe)
+    built = build(
+        recipe,
+        output,
+        progress=tell,
+        debug_precision=debug_precision,
+        tuned=tuned,
+        locked=locked,
+        explain=_on_stderr if explain_cache else None,
+        cache_limit=cache_limit,
+    )
     click.echo(built)
 
 
-def _recipe(path: Path | None, source: str | None, overrides: tuple[str, ...]) -> Recipe:
-    if path is not None:
-        from enginewright.builder.recipe import load_recipe
-
-        return load_recipe(path, overrides)
-    from enginewright.builder.source_recipe import source_recipe
-
-    assert source is not None
-    return source_recipe(source, overrides)
+def _require_runtime(recipe: Recipe) -> None:
+    targets = [variant.target for variant in recipe.variants or ()] or [recipe.target]
+    if "cpu" in targets:
+        require("cpu", "onnxruntime")
 
 
 def _stage_lines() -> Callable[[str], None]:
@@ -115,6 +159,10 @@ def _stage_lines() -> Callable[[str], None]:
         click.echo(f"[{time.monotonic() - started:6.1f} s] {stage}", err=True)
 
     return tell
+
+
+def _on_stderr(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _silent(stage: str) -> None:

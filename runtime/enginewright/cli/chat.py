@@ -26,6 +26,7 @@ from enginewright.cli.chat_commands import (
 from enginewright.cli.engine_options import (
     ArtifactName,
     engine_options,
+    policy_option,
     speculation_option,
     template_option,
 )
@@ -34,7 +35,7 @@ from enginewright.cli.text import say
 from enginewright.runtime.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
-    from enginewright.runtime import LLM, SamplingParams
+    from enginewright.runtime import LLM, Policy, SamplingParams
 
 MAX_TOKENS = 1024
 PROMPT = "> "
@@ -46,6 +47,7 @@ PROMPT = "> "
 @template_option
 @sampling_options
 @engine_options
+@policy_option
 @speculation_option
 def command(
     artifact: Path,
@@ -53,6 +55,7 @@ def command(
     chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
+    policy: Policy | None,
     speculative_config: Mapping[str, Any] | None,
     **options: Any,
 ) -> None:
@@ -63,6 +66,7 @@ def command(
         artifact,
         threads=threads,
         allow_native_code=allow_native_code,
+        policy=policy,
         chat_template=chat_template,
         speculative_config=speculative_config,
     ) as llm:

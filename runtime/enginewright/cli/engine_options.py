@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from enginewright.runtime.trust.policy import Policy
 
 native_code_option = click.option(
     "--allow-native-code/--no-native-code",
@@ -15,6 +19,26 @@ native_code_option = click.option(
     "that this machine compiled.",
 )
 """Adds --allow-native-code, passed on as ``allow_native_code``."""
+
+
+def _read_policy(
+    context: click.Context, parameter: click.Parameter, path: Path | None
+) -> Policy | None:
+    if path is None:
+        return None
+    from enginewright.cli.settings_file import read_settings
+    from enginewright.runtime.trust.policy import Policy
+
+    return Policy.of(read_settings(path), str(path), path.parent)
+
+
+policy_option = click.option(
+    "--policy",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_read_policy,
+    help="A file that says which artifacts may be used, and whether their code may run.",
+)
+"""Adds --policy, read and passed on as ``policy``."""
 
 _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use."),

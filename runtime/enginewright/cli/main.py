@@ -17,11 +17,19 @@ from enginewright.cli.streams import settle_streams
 from enginewright.runtime.errors import EnginewrightError
 
 VERBS = {
-    "build": Verb("enginewright.cli.build", "Build an artifact from a recipe."),
+    "plan": Verb("enginewright.cli.plan", "Say what a build takes, before it runs."),
+    "build": Verb("enginewright.cli.build", "Build an artifact from a recipe, or many."),
+    "cache": Verb("enginewright.cli.cache", "List or trim what builds keep for later ones."),
     "inspect": Verb("enginewright.cli.inspect", "Show what an artifact holds."),
     "doctor": Verb("enginewright.cli.doctor", "Say whether an artifact runs here."),
     "lint": Verb("enginewright.cli.lint", "Check special tokens, chat template and prompts."),
+    "lint-recipe": Verb("enginewright.cli.lint_recipe", "Check recipes."),
     "verify": Verb("enginewright.cli.verify", "Check an artifact against its reference values."),
+    "report": Verb("enginewright.cli.report", "Write a page about an artifact."),
+    "diff": Verb("enginewright.cli.diff.command", "Compare two artifacts, and hold B to a gate."),
+    "sign": Verb("enginewright.cli.sign", "Sign an artifact with a key."),
+    "push": Verb("enginewright.cli.push", "Push an artifact to a registry."),
+    "pull": Verb("enginewright.cli.pull", "Pull an artifact from a registry."),
     "run": Verb("enginewright.cli.run", "Continue a prompt, or answer it with --chat."),
     "chat": Verb("enginewright.cli.chat", "Talk with a model."),
     "serve": Verb("enginewright.cli.serve", "Serve artifacts to clients of the OpenAI API."),

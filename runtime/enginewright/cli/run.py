@@ -15,6 +15,7 @@ import click
 from enginewright.cli.engine_options import (
     ArtifactName,
     engine_options,
+    policy_option,
     speculation_option,
     template_option,
 )
@@ -22,7 +23,7 @@ from enginewright.cli.sampling import effective, sampling_options
 from enginewright.cli.text import say
 
 if TYPE_CHECKING:
-    from enginewright.runtime import LLM, RequestOutput, SamplingParams
+    from enginewright.runtime import LLM, Policy, RequestOutput, SamplingParams
 
 MAX_TOKENS = 256
 
@@ -38,6 +39,7 @@ MAX_TOKENS = 256
 @template_option
 @sampling_options
 @engine_options
+@policy_option
 @speculation_option
 @click.option(
     "--explain", is_flag=True, help="Say what set each sampling parameter: on stderr, or in --json."
@@ -51,6 +53,7 @@ def command(
     chat_template: str | None,
     threads: int | None,
     allow_native_code: bool | None,
+    policy: Policy | None,
     speculative_config: Mapping[str, Any] | None,
     explain: bool,
     as_json: bool,
@@ -73,6 +76,7 @@ def command(
         artifact,
         threads=threads,
         allow_native_code=allow_native_code,
+        policy=policy,
         chat_template=chat_template,
         speculative_config=speculative_config,
     ) as llm:

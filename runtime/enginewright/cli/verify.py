@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import ArtifactName, engine_options
+from enginewright.cli.engine_options import ArtifactName, engine_options, policy_option
 from enginewright.cli.inspect import conformance_row
 from enginewright.cli.text import number, table
 from enginewright.runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
+    from enginewright.runtime.trust.policy import Policy
     from enginewright.runtime.verification import PlanResult
 
     Results = Mapping[str, PlanResult]
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("artifact", type=ArtifactName(path_type=Path))
 @engine_options
+@policy_option
+@click.option(
+    "--require-signature",
+    "keys",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="KEY",
+    help="A public key that must have signed it; of several, one.",
+)
 @click.option(
     "--attest/--no-attest",
     default=None,
@@ -36,6 +46,8 @@ def command(
     artifact: Path,
     threads: int | None,
     allow_native_code: bool | None,
+    policy: Policy | None,
+    keys: tuple[Path, ...],
     attest: bool | None,
     require_device: bool,
     as_json: bool,
@@ -47,8 +59,13 @@ def command(
     """
     from enginewright.runtime.verification import verify_artifact
 
+    signer = _signer(artifact, keys)
     results = verify_artifact(
-        artifact, threads=threads, allow_native_code=allow_native_code, timed=bool(attest)
+        artifact,
+        threads=threads,
+        allow_native_code=allow_native_code,
+        policy=policy,
+        timed=bool(attest),
     )
     written = _attest(artifact, results, attest)
     passed = all(result.passed for result in results.values())
@@ -58,15 +75,26 @@ def command(
             "artifact": str(artifact),
             "passed": passed,
             "device_run": not lacking,
+            "signed_by": signer,
             "attestation": None if written is None else str(written),
             "plans": {plan: _data(result) for plan, result in results.items()},
         }
         click.echo(json.dumps(data, indent=2))
     else:
+        if signer is not None:
+            click.echo(f"signed by {signer}")
         click.echo("\n".join(_page(results, written)))
         click.echo(_verdict(results, passed, lacking))
     if not passed or (require_device and lacking):
         ctx.exit(1)
+
+
+def _signer(artifact: Path, keys: tuple[Path, ...]) -> str | None:
+    """The id of the key that signed it, if one has to have."""
+    from enginewright.runtime.artifact.artifact import Artifact
+    from enginewright.runtime.trust.signing import check_signature
+
+    return check_signature(Artifact.open(artifact), keys) if keys else None
 
 
 def _attest(artifact: Path, results: Results, asked: bool | None) -> Path | None:

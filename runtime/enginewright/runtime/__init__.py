@@ -26,11 +26,15 @@ if TYPE_CHECKING:
         MissingDependencyError,
         NativeCodeError,
         OverloadedError,
+        PolicyError,
         PromptError,
         RecipeError,
+        RegistryError,
         RequestError,
         SamplingParamsError,
         SchemaVersionError,
+        SettingsError,
+        SignatureError,
         SourceError,
         TargetError,
         UnsupportedModelError,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from enginewright.runtime.sampling.structured import StructuredOutputsParams
     from enginewright.runtime.stats import EngineStats
     from enginewright.runtime.text.templates import load_chat_template
+    from enginewright.runtime.trust.policy import Policy
 
 __all__ = [
     "LLM",
@@ -77,8 +82,11 @@ __all__ = [
     "MissingDependencyError",
     "NativeCodeError",
     "OverloadedError",
+    "Policy",
+    "PolicyError",
     "PromptError",
     "RecipeError",
+    "RegistryError",
     "RepetitionDetectionParams",
     "RequestError",
     "RequestMetrics",
@@ -88,6 +96,8 @@ __all__ = [
     "SamplingParamsError",
     "SamplingType",
     "SchemaVersionError",
+    "SettingsError",
+    "SignatureError",
     "SourceError",
     "StructuredOutputsParams",
     "TargetError",
@@ -109,6 +119,7 @@ _HOME = {
     "FlatLogprobs": "requests.flat_logprobs",
     "LLM": "llm",
     "Logprob": "requests.outputs",
+    "Policy": "trust.policy",
     "RepetitionDetectionParams": "sampling.repetition",
     "RequestMetrics": "requests.outputs",
     "RequestOutput": "requests.outputs",

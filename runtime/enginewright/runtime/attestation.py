@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.atomic import write_text
 from enginewright.runtime.doctor.driver import read_driver
 from enginewright.runtime.doctor.host import read_host
 from enginewright.runtime.doctor.installed import read_installed
@@ -49,7 +48,7 @@ def attest(artifact: Artifact, results: Mapping[str, PlanResult]) -> Path:
     name = f"{_slug(device['name'])}-{digest.removeprefix('sha256:')[:16]}.json"
     path = artifact.path / ATTESTATIONS / name
     try:
-        _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise EnginewrightError(
             f"{path}: the attestation cannot be written ({error.strerror}); verify a copy of the "
@@ -88,12 +87,3 @@ def _plan(result: PlanResult, artifact: Artifact) -> dict[str, Any]:
 def _slug(name: str) -> str:
     """A device's name as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "device"
-
-
-def _write(path: Path, text: str) -> None:
-    """At once or not at all, so that no reader finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)

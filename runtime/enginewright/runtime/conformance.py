@@ -34,6 +34,8 @@ TIE_MARGIN = 1e-4
 CHUNK_TOLERANCE = 1e-3
 """Of logits in chunks beside those of one prefill: attention over a past sums in another order."""
 TOP_K = 5
+POSITIONS = 16
+"""How many tokens of a window are told as one, where a measure is told by position."""
 _CHUNK = 48
 _STEPPED_TOKENS = 272
 """Tokens that are also computed one by one: somewhat more than attention sums at a time."""
@@ -86,7 +88,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far from the reference. KL is over its K likeliest tokens and the rest as one."""
+    """How far from the reference. KL is over its K likeliest tokens and the rest as one.
+
+    By position: means over the windows of the text, POSITIONS at a time from their start.
+    """
 
     greedy_agreement: float
     greedy_prompts_equal: int
@@ -98,6 +103,8 @@ class Distance:
     max_kl: float
     perplexity: float
     reference_perplexity: float
+    kl_by_position: tuple[float, ...]
+    top1_by_position: tuple[float, ...]
 
     @property
     def perplexity_increase(self) -> float:
@@ -248,9 +255,19 @@ def _distributions(llm: LLM, reference: Reference, chunk: int | None) -> dict[st
         "topk_agreement": float(np.mean(topk)),
         "mean_kl": float(kl.mean()),
         "max_kl": float(kl.max()),
+        "kl_by_position": _by_position(kl, len(windows)),
+        "top1_by_position": _by_position(top1, len(windows)),
         "perplexity": float(np.exp(-np.mean(label_logprobs, dtype=np.float64))),
         "reference_perplexity": float(np.exp(-np.mean(reference.label_logprobs, dtype=np.float64))),
     }
+
+
+def _by_position(values: NDArray[Any], windows: int) -> tuple[float, ...]:
+    """Means over windows of one length, and over POSITIONS tokens of them."""
+    means = values.reshape(windows, -1).mean(axis=0, dtype=np.float64)
+    starts = np.arange(0, len(means), POSITIONS)
+    sums = np.add.reduceat(means, starts)
+    return tuple((sums / np.diff([*starts, len(means)])).tolist())
 
 
 def _window(

@@ -6,6 +6,8 @@ EnginewrightError
 │   ├── ArtifactNotFoundError     there is no artifact at the path
 │   ├── SchemaVersionError        written by another version of the builder
 │   ├── IntegrityError            a file is missing, truncated or altered
+│   ├── PolicyError               the policy file does not let it be used here
+│   │   └── SignatureError            no signature on it is of a trusted key
 │   └── TargetError               no engine in it can run here
 │       └── NativeCodeError           its library of operators cannot be loaded
 ├── RequestError (ValueError) one request is wrong; other requests are not harmed
@@ -15,6 +17,8 @@ EnginewrightError
 │   └── ChatTemplateError         template missing, refused by the sandbox, or out of bounds
 ├── OverloadedError           an AsyncLLM has as many requests as it takes
 ├── MissingDependencyError    an extra is not installed
+├── SettingsError             a policy, a gate or a key is wrong; names the file and the field
+├── RegistryError             a registry cannot be reached, or refuses, or has something else
 ├── DeviceError               the GPU, its driver or its memory are not what the engine needs
 └── BuildError                a build cannot go on
     ├── RecipeError               the recipe is wrong; names the field's path
@@ -66,6 +70,14 @@ class IntegrityError(ArtifactError):
     """A file of the artifact is missing, truncated or altered."""
 
 
+class PolicyError(ArtifactError):
+    """The policy does not let the artifact be used here."""
+
+
+class SignatureError(PolicyError):
+    """No signature on the artifact was made by a trusted key for this very manifest."""
+
+
 class TargetError(ArtifactError):
     """No engine of the artifact can run with what is installed here."""
 
@@ -100,6 +112,21 @@ class OverloadedError(EnginewrightError):
 
 class MissingDependencyError(EnginewrightError):
     """A package of an optional extra is not installed."""
+
+
+class SettingsError(EnginewrightError):
+    """A file that the user gave (a policy, a gate, a key) is wrong; the message names the field."""
+
+
+class RegistryError(EnginewrightError):
+    """A registry cannot be reached, refuses, or holds something else than an artifact.
+
+    ``status``: of HTTP, where it answered with one that is none of success.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class DeviceError(EnginewrightError):

@@ -46,6 +46,7 @@ from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.speculation.config import read_config
 from enginewright.runtime.text.chat import ContentFormat
 from enginewright.runtime.text.templates import TemplateSource
+from enginewright.runtime.trust.policy import Policy, read_policy
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -59,7 +60,9 @@ class LLM(LoadedModel):
 
     What is allowed to run: ``target`` and ``plan`` choose among the artifact's engines, by default
     the first that runs here. ``allow_native_code``: True runs an artifact's own operators whoever
-    compiled them, False never, None if this machine did. ``verify``: see Artifact.open.
+    compiled them, False never, None if this machine did. ``policy``: which artifacts may be used
+    at all, and whether their code may run (trust/policy.py has the fields); plain data or a Policy,
+    and stricter than any other argument. ``verify``: see Artifact.open.
     ``threads``: by default all cores that the process may use.
 
     How much: ``max_batch`` (or vLLM's ``max_num_seqs``) and ``max_context`` (``max_model_len``)
@@ -91,6 +94,7 @@ class LLM(LoadedModel):
         target: str | None = None,
         plan: str | None = None,
         allow_native_code: bool | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
         verify: Verify = "cached",
         threads: int | None = None,
         max_batch: int | None = None,
@@ -120,6 +124,7 @@ class LLM(LoadedModel):
                 target=target,
                 plan=plan,
                 allow_native_code=allow_native_code,
+                policy=read_policy(policy),
                 verify=verify,
                 threads=threads,
                 max_batch=one_of_two("max_batch", max_batch, "max_num_seqs", max_num_seqs),

@@ -91,6 +91,7 @@ def load(
     """
     place = find_artifact(check_path(model), revision=how.revision, precision=how.quantization)
     artifact = Artifact.open(place, how.verify)
+    how.check_policy(artifact)
     manifest = artifact.manifest
     how.check_built(manifest, artifact.engine(how.target))
     defaults = choose_defaults(

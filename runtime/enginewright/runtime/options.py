@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from enginewright.runtime.artifact.artifact import Verify
+from enginewright.runtime.artifact.artifact import Artifact, Verify
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 from enginewright.runtime.engine import Engine, StepSupport
 from enginewright.runtime.errors import EnginewrightError, RequestError
@@ -21,6 +21,7 @@ from enginewright.runtime.scheduling.scheduler import LEAST_TOKENS_PER_STEP, MAX
 from enginewright.runtime.speculation.config import SpeculativeConfig
 from enginewright.runtime.speculation.speculator import Speculator
 from enginewright.runtime.text.templates import TemplateSource
+from enginewright.runtime.trust.policy import Policy
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool | None = None
     speculation: SpeculativeConfig | None = None
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         hints = {
@@ -65,6 +67,9 @@ class EngineOptions:
                 raise EnginewrightError(
                     f"{name}={value!r:.80} is not legal: it must be True, False or None"
                 )
+        if self.policy is not None:
+            allowed = self.policy.native_rule(self.allow_native_code)
+            object.__setattr__(self, "allow_native_code", allowed)
         for name in ("quantization", "revision", "target", "plan"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -91,6 +96,11 @@ class EngineOptions:
                 f"built; leave it at 'auto'. Weights have the recipe's precision "
                 f"({engine.precision})"
             )
+
+    def check_policy(self, artifact: Artifact) -> None:
+        """Raise PolicyError for an artifact, a draft's as well, that may not be used here."""
+        if self.policy is not None:
+            self.policy.check(artifact, self.verify)
 
     def lowered(self, entry: EngineEntry) -> EngineEntry:
         """The entry with limits that were asked for and do not exceed those that were built."""

@@ -15,7 +15,12 @@ from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
 from enginewright.runtime.artifact.native_code import objection
 from enginewright.runtime.backends import open_engine
 from enginewright.runtime.engine import Engine
-from enginewright.runtime.errors import DeviceError, NativeCodeError, TargetError
+from enginewright.runtime.errors import (
+    DeviceError,
+    MissingDependencyError,
+    NativeCodeError,
+    TargetError,
+)
 from enginewright.runtime.processor import has_vector_kernels, processor_name
 
 logger = logging.getLogger(__name__)
@@ -32,11 +37,11 @@ def open_plan(
 ) -> tuple[Engine, EngineEntry]:
     """The first plan that runs here, loaded, and its entry; what was passed over is logged.
 
-    Raises TargetError with the reasons if none does, the first DeviceError if it was the device
-    that refused each.
+    Without a ``target`` those of all targets are tried. Raises TargetError with the reasons if none
+    runs; the first DeviceError or MissingDependencyError if each was refused by one of these.
     """
     reasons: list[str] = []
-    refusals: list[DeviceError] = []
+    refusals: list[DeviceError | MissingDependencyError] = []
     for entry in map(limited, in_order(artifact.plans(target, plan), artifact.manifest.tuning)):
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
@@ -44,7 +49,7 @@ def open_plan(
                 engine = open_engine(artifact, entry, threads)
             except NativeCodeError as error:
                 reason = str(error)
-            except DeviceError as error:
+            except (DeviceError, MissingDependencyError) as error:
                 reason = str(error)
                 refusals.append(error)
             else:

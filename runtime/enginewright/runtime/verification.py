@@ -16,6 +16,7 @@ from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, 
 from enginewright.runtime.errors import DeviceError, MissingDependencyError, TargetError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.trust.policy import Policy
 
 _DECODED_TOKENS = 64
 _NO_GPU = ("no_driver", "no_device")
@@ -58,6 +59,7 @@ def verify_artifact(
     *,
     threads: int | None = None,
     allow_native_code: bool | None = None,
+    policy: Policy | None = None,
     timed: bool = False,
 ) -> dict[str, PlanResult]:
     """Check every file of the artifact, run its engines against the stored reference values.
@@ -68,6 +70,8 @@ def verify_artifact(
     while it runs. Needs no torch.
     """
     artifact = Artifact.open(path, verify="always")
+    if policy is not None:
+        policy.check(artifact, "always")
     reference = Reference.load(artifact.file(REFERENCE_FILE))
     results: dict[str, PlanResult] = {}
     for entry in artifact.plans():
@@ -78,6 +82,7 @@ def verify_artifact(
                 plan=entry.plan,
                 threads=threads,
                 allow_native_code=allow_native_code,
+                policy=policy,
                 generation_config="vllm",
             )
         except (TargetError, DeviceError, MissingDependencyError) as error:
@@ -86,7 +91,7 @@ def verify_artifact(
             results[entry.plan] = _not_run(artifact, entry, error)
             continue
         with llm:
-            results[entry.plan] = _run(llm, artifact, reference, on_gpu, timed or on_gpu)
+            results[entry.plan] = _run(llm, artifact, entry, reference, timed or on_gpu)
     refused = [str(each.reason) for each in results.values() if not (each.report or each.absent)]
     if refused and not any(result.report for result in results.values()):
         raise TargetError("; ".join(refused))
@@ -94,10 +99,10 @@ def verify_artifact(
 
 
 def _run(
-    llm: LLM, artifact: Artifact, reference: Reference, on_gpu: bool, timed: bool
+    llm: LLM, artifact: Artifact, entry: EngineEntry, reference: Reference, timed: bool
 ) -> PlanResult:
-    recipe = artifact.manifest.recipe
-    thresholds: Mapping[str, float] = recipe["conformance"][recipe["precision"]]
+    on_gpu = entry.nvidia is not None
+    thresholds: Mapping[str, float] = artifact.manifest.recipe["conformance"][entry.precision]
     declared = llm.engine_info.batch_invariant
     try:
         report = judge(measure(llm, reference), thresholds, batch_invariant=declared)

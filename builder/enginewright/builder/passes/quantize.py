@@ -30,6 +30,7 @@ from enginewright.builder.passes.match import (
     insert_before,
     replace,
 )
+from enginewright.builder.quantization import Note
 from enginewright.builder.stored_blocks import Matrix, Storage
 from enginewright.builder.weight_tensor import weight_of
 from enginewright.plugins.block_linear import contract
@@ -37,8 +38,11 @@ from enginewright.plugins.block_linear import contract
 PRECISIONS = ("fp32", "int8", "int4")
 
 
-def quantize(model: ir.Model, precision: str) -> None:
-    """Lower every Linear, and the embedding where the precision is not fp32."""
+def quantize(model: ir.Model, precision: str, note: Note | None = None) -> None:
+    """Lower every Linear, and the embedding where the precision is not fp32.
+
+    ``note`` hears of each matrix in blocks, when it is written.
+    """
     assert precision in PRECISIONS
     graph = model.graph
     linears = [node for node in graph if node.op_type == linear.OP_TYPE]
@@ -50,7 +54,7 @@ def quantize(model: ir.Model, precision: str) -> None:
         return
     head = head_of(graph.outputs[0])
     layers = [weight_of(node.inputs[1]) for node in linears if node is not head]
-    storage = Storage(precision, [weight for weight in layers if weight is not None])
+    storage = Storage(precision, [weight for weight in layers if weight is not None], note)
     lowering = _Lowering(graph, storage)
     for node in [node for node in graph if node.op_type == "Gather"]:
         lowering.embedding(node)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from enginewright.builder.source.gguf_file import GgufTensor
 from enginewright.builder.source.safetensors_file import StoredWeight
-from enginewright.builder.weights import Blocks, Weight
+from enginewright.builder.weights import Blocks, StoredForm, Weight
 
 _PLAIN = {Type.F64: "<f8", Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
 _DEQUANTIZED = frozenset(
@@ -48,6 +48,9 @@ class GgufWeight(Weight):
     def blocks(self) -> Blocks | None:
         split = _BLOCKS.get(self._tensor.type)
         return None if split is None or len(self.shape) != 2 else split(self._tensor.data)
+
+    def stored_form(self) -> StoredForm | None:
+        return _FORMS.get(self._tensor.type) if len(self.shape) == 2 else None
 
 
 def gguf_weight(tensor: GgufTensor) -> Weight:
@@ -93,6 +96,12 @@ _BLOCKS: Mapping[Type, Callable[[NDArray[np.uint8]], Blocks]] = {
     Type.Q4_1: _q4_1,
     Type.Q8_0: _q8_0,
     Type.Q4_K: _q4_k,
+}
+_FORMS: Mapping[Type, StoredForm] = {
+    Type.Q4_0: StoredForm(4, _BLOCK),
+    Type.Q4_1: StoredForm(4, _BLOCK, offsets=True),
+    Type.Q8_0: StoredForm(8, _BLOCK),
+    Type.Q4_K: StoredForm(4, _BLOCK, offsets=True, wide=True),
 }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.builder.source.safetensors_file import StoredWeight
-from enginewright.builder.weights import Blocks, Weight
+from enginewright.builder.weights import Blocks, StoredForm, Weight
 from enginewright.runtime.errors import SourceError, UnsupportedModelError
 
 BITS = 4
@@ -69,6 +69,10 @@ class Int4Weight(Weight):
         if ordered is None or (np.diff(ordered[1]) != 1).any():
             return None
         return ordered[0]
+
+    def stored_form(self) -> StoredForm | None:
+        count, inputs = self._scales.shape[0], self.shape[1]
+        return StoredForm(BITS, inputs // count, zero_points=True) if inputs % count == 0 else None
 
     def ordered_blocks(self) -> tuple[Blocks, NDArray[np.intp]] | None:
         """The stored form of ``weight[:, order]``, and that order of the inputs; None where

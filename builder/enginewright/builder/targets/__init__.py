@@ -81,6 +81,20 @@ class Target(ABC):
         ``attention``: native or plugin, as in CompileRequest.
         """
 
+    def prepare(self) -> None:  # noqa: B027
+        """Make what is made once a machine and needs no model."""
+
+    def inputs(self, request: CompileRequest) -> dict[str, str] | None:
+        """What ``compile`` depends on beside graph, weights, request and its own code, by name.
+
+        None: engines differ from time to time, so they are compiled in every build.
+        """
+        return {}
+
+    def lower(self, model: ir.Model, request: CompileRequest) -> None:
+        """Change the graph as ``compile`` does, and write nothing; of interpreted targets."""
+        raise NotImplementedError(type(self).__name__)
+
     @abstractmethod
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
         """Lower the graph, write the engine's files, and describe them: one or more plans.

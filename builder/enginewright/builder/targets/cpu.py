@@ -14,12 +14,12 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from enginewright.builder.cache import tool_versions
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
 from enginewright.builder.passes.fold_rotary import fold_rotary
@@ -34,9 +34,12 @@ from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
 from enginewright.builder.passes.simplify import simplify
+from enginewright.builder.recorder import Recorder
+from enginewright.builder.stage_inputs import tool_versions
 from enginewright.builder.targets import CompileRequest, Target, operators
 from enginewright.builder.targets.entries import tensor_entries, vocab_size, with_fingerprints
 from enginewright.builder.targets.external_data import WeightsFile
+from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.manifest import EngineEntry, KVEntry, StepsEntry
 from enginewright.runtime.artifact.native_code import this_platform
 
@@ -59,22 +62,34 @@ class CpuTarget(Target):
     is at hand there is "plain" alone.
     """
 
+    def prepare(self) -> None:
+        _ = self._operators
+
+    def inputs(self, request: CompileRequest) -> dict[str, str]:
+        library = self._library(request)
+        return {"operators": "none" if library is None else sha256_file(library)}
+
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
-        lower(model, request.limits.max_context, request.caches[0].head_dim)
-        quantize(model, request.precision)
+        recorder = Recorder(model)
+        lower(model, request.limits.max_context, request.caches[0].head_dim, recorder)
+        recorder.run(quantize, model, request.precision, recorder.stored)
         (request.folder / "engine").mkdir()
         entries = []
         with WeightsFile(request.folder / _WEIGHTS) as weights:
-            library = _library(request)
+            library = self._copy_library(request)
             if library is not None:
                 native, kv = model.clone(), _paged(request)
-                lower_paged_attention(native, kv.dtype, kv.block_size, request.kv_scales)
-                lower_row_ops(native)
+                paged = (kv.dtype, kv.block_size, request.kv_scales)
+                recorder.run(lower_paged_attention, native, *paged, plan="native")
+                recorder.run(lower_row_ops, native, plan="native")
+                recorder.run(simplify, native, plan="native")
                 _save(native, weights, request.folder / _NATIVE)
                 entries.append(_describe(native, request, "native", kv, library))
-            lower_attention(model)
-            lower_block_linear(model)
+            recorder.run(lower_attention, model, plan="plain")
+            recorder.run(lower_block_linear, model, plan="plain")
+            recorder.run(simplify, model, plan="plain")
             _save(model, weights, request.folder / _PLAIN)
+        recorder.write(request.folder)
         entries.append(_describe(model, request, "plain", _slots(request), None))
         return with_fingerprints(tuple(entries), request.folder)
 
@@ -85,31 +100,35 @@ class CpuTarget(Target):
             versions["c++"] = operators.compiler_version(compiler)
         return versions
 
+    def _library(self, request: CompileRequest) -> Path | None:
+        """The operators' library; None where it is of no use, or cannot be made."""
+        return None if request.caches[0].head_dim > _LARGEST_HEAD else self._operators
 
-def _library(request: CompileRequest) -> str | None:
-    """The operators' library, put into the artifact; None where it is of no use, or not made."""
-    if request.caches[0].head_dim > _LARGEST_HEAD:
-        return None
-    try:
-        made = operators.compile_library()
-    except operators.CompilerError as error:
-        logger.warning("%s\nthe artifact has no native plan, and decodes slower", error)
-        return None
-    if made is None:
-        return None
-    relative = f"engine/{made.name}"
-    shutil.copyfile(made, request.folder / relative)
-    return relative
+    @cached_property
+    def _operators(self) -> Path | None:
+        try:
+            return operators.compile_library()
+        except operators.CompilerError as error:
+            logger.warning("%s\nthe artifact has no native plan, and decodes slower", error)
+            return None
+
+    def _copy_library(self, request: CompileRequest) -> str | None:
+        """Put the library into the artifact; its name there."""
+        made = self._library(request)
+        if made is None:
+            return None
+        relative = f"engine/{made.name}"
+        shutil.copyfile(made, request.folder / relative)
+        return relative
 
 
 def _save(model: ir.Model, weights: WeightsFile, graph_file: Path) -> None:
-    simplify(model)
     # Tracing leaves stack traces on nodes, which name folders of this machine.
     common.ClearMetadataAndDocStringPass()(model)
     weights.save(model, graph_file)
 
 
-def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
+def lower(model: ir.Model, max_context: int, head_dim: int, recorder: Recorder) -> None:
     """Rewrite the exported graph for ONNX Runtime; Linear is left to the precision, attention to
     the plan."""
 
@@ -118,17 +137,18 @@ def lower(model: ir.Model, max_context: int, head_dim: int) -> None:
         # What GroupQueryAttention asks of heads that it is to rotate.
         return head_dim % 16 == 0 and rotary_dim % 16 == 0
 
-    simplify(model)
-    canonical_linear(model)
-    fuse_norm(model)
-    fuse_activation(model)
-    fold_rotary(model, positions=max_context + max_context % 2, takes=rotates)
-    simplify(model)
-    pack_projections(model)
-    fuse_skip(model)
-    prune_logits(model)
-    derive_positions(model)
-    simplify(model)
+    run = recorder.run
+    run(simplify, model)
+    run(canonical_linear, model)
+    run(fuse_norm, model)
+    run(fuse_activation, model)
+    run(fold_rotary, model, positions=max_context + max_context % 2, takes=rotates)
+    run(simplify, model)
+    run(pack_projections, model)
+    run(fuse_skip, model)
+    run(prune_logits, model)
+    run(derive_positions, model)
+    run(simplify, model)
 
 
 def _paged(request: CompileRequest) -> KVEntry:

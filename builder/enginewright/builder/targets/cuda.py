@@ -22,7 +22,6 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from enginewright.builder.cache import tool_versions
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
 from enginewright.builder.passes.fold_rotary import fold_rotary
@@ -37,6 +36,8 @@ from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import head_of, quantize
 from enginewright.builder.passes.simplify import simplify
+from enginewright.builder.recorder import Recorder
+from enginewright.builder.stage_inputs import tool_versions
 from enginewright.builder.targets import CompileRequest, Target
 from enginewright.builder.targets.entries import tensor_entries, vocab_size, with_fingerprints
 from enginewright.builder.targets.external_data import WeightsFile
@@ -64,7 +65,7 @@ class CudaTarget(Target):
 
     interpreted = True
 
-    def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
+    def lower(self, model: ir.Model, request: CompileRequest) -> None:
         lower(model, request.limits.max_context, request.caches[0].head_dim)
         _fix_capacity(model.graph, request.limits.max_context)
         quantize(model, "int4" if request.precision == "int4" else "fp32")
@@ -74,6 +75,11 @@ class CudaTarget(Target):
         _check_device_only(model.graph)
         # Tracing leaves stack traces on nodes, which name folders of this machine.
         common.ClearMetadataAndDocStringPass()(model)
+
+    def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
+        recorder = Recorder(model)
+        recorder.run(self.lower, model, request)
+        recorder.write(request.folder)
         (request.folder / "engine").mkdir()
         with WeightsFile(request.folder / _WEIGHTS) as weights:
             weights.save(model, request.folder / _MODEL)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.builder.cache import cached_file, digest
+from enginewright.builder.cache import cached_file
 from enginewright.plugins.block_linear import contract
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.native_code import remember, this_platform
@@ -64,20 +64,18 @@ def compile_library() -> Path | None:
     compiler = find_compiler()
     if compiler is None or platform.system() != "Linux":
         return None
-    key = digest(
-        {
-            "compiler": compiler_version(compiler),
-            "flags": [*_FLAGS, *LINK_FLAGS, *STATIC, _INSTRUCTION_SETS],
-            "sources": {
-                f"{at}/{path.name}": sha256_file(path)
-                for at, folder in enumerate(_SOURCES)
-                for path in sorted(folder.iterdir())
-            },
-            "platform": this_platform(),
-        }
-    )
+    inputs = {
+        "compiler": compiler_version(compiler),
+        "flags": " ".join([*_FLAGS, *LINK_FLAGS, *STATIC, str(_INSTRUCTION_SETS)]),
+        **{
+            f"source {at}/{path.name}": sha256_file(path)
+            for at, folder in enumerate(_SOURCES)
+            for path in sorted(folder.iterdir())
+        },
+        "platform": this_platform(),
+    }
     name = f"operators-{this_platform()}.so"
-    made = cached_file("operators", key, name, lambda path: _compile(compiler, path))
+    made = cached_file("operators", inputs, name, lambda path: _compile(compiler, path))
     remember(sha256_file(made))
     return made
 
@@ -138,7 +136,8 @@ def _units() -> tuple[_Unit, ...]:
 
 
 def _compile(compiler: str, library: Path) -> None:
-    flags = (*_FLAGS, f"-I{_SOURCES[0]}")
+    # Paths of this machine must not reach the library's bytes.
+    flags = (*_FLAGS, f"-ffile-prefix-map={_PLUGINS}=.", f"-I{_SOURCES[0]}")
     with tempfile.TemporaryDirectory() as scratch:
 
         def made(at: int, unit: _Unit) -> str:

@@ -78,13 +78,12 @@ class Artifact:
         return self.plans(target)[0]
 
     def plans(self, target: str | None = None, plan: str | None = None) -> tuple[EngineEntry, ...]:
-        """The engines for ``target`` (by default that of the first), the preferred one first.
+        """The engines for ``target`` (by default for all of them), the preferred one first.
 
         ``plan``: only the one of that name. Raises TargetError where there is none.
         """
         engines = self.manifest.engines
-        wanted = engines[0].target if target is None and engines else target
-        found = [entry for entry in engines if entry.target == wanted]
+        found = [entry for entry in engines if target is None or entry.target == target]
         if not found:
             held = ", ".join(dict.fromkeys(entry.target for entry in engines)) or "none"
             raise TargetError(
@@ -95,7 +94,8 @@ class Artifact:
         if not named:
             held = ", ".join(entry.plan for entry in found)
             raise TargetError(
-                f"{self.path}: no plan {plan!r} for target {wanted!r}; this artifact holds: {held}"
+                f"{self.path}: no plan {plan!r} for target {target or 'any'!r}; this artifact "
+                f"holds: {held}"
             )
         return named
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from enginewright.runtime.errors import ArtifactError, IntegrityError, SchemaVersionError
 
-SCHEMA_VERSION = 2
-READ_VERSIONS = (1, 2)
-"""2 added ``nvidia`` to engines and ``block_size`` to their caches."""
+SCHEMA_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
+"""2 added ``nvidia`` to engines and ``block_size`` to their caches; 3 ``reproducible``."""
 MANIFEST_NAME = "manifest.json"
 LIBRARIES = {"tensorrt_rtx": "tensorrt_rtx", "tensorrt": "tensorrt", "cuda": "onnxruntime"}
 """By target for NVIDIA GPUs, the library that runs its engines."""
@@ -137,7 +137,8 @@ class EngineEntry:
     ``model`` is the file that the backend opens, ``files`` are all that it needs. ``library`` is
     the one of them that holds operators of our own. ``platform``: the only one that code for the
     processor, there or in the engine file, is for. ``nvidia`` is there for the targets that run on
-    such GPUs.
+    such GPUs. ``reproducible``: the same inputs give the same bytes; where not, the fingerprint
+    digests the inputs instead of the files.
     """
 
     target: str
@@ -155,6 +156,7 @@ class EngineEntry:
     library: str | None = None
     platform: str | None = None
     nvidia: NvidiaEntry | None = None
+    reproducible: bool = True
 
     @property
     def top_logits(self) -> int:
@@ -291,7 +293,7 @@ def _digest(data: Mapping[str, Any]) -> str:
 def _manifest(data: dict[str, Any]) -> Manifest:
     fields = dict(data)
     fields["source"] = SourceEntry(**data["source"])
-    fields["engines"] = tuple(_engine(entry) for entry in data["engines"])
+    fields["engines"] = tuple(map(read_engine, data["engines"]))
     fields["files"] = {path: FileEntry(**entry) for path, entry in data["files"].items()}
     fields["eos_token_ids"] = tuple(data["eos_token_ids"])
     defaults = data["sampling_defaults"].items()
@@ -300,7 +302,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     return Manifest(**fields)
 
 
-def _engine(data: dict[str, Any]) -> EngineEntry:
+def read_engine(data: Mapping[str, Any]) -> EngineEntry:
+    """An engine's entry from its plain data."""
     fields = dict(data)
     fields["files"] = tuple(data["files"])
     fields["io"] = tuple(

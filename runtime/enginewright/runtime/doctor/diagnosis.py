@@ -75,11 +75,10 @@ class Diagnosis:
 
     @property
     def chosen(self) -> PlanReport | None:
-        """As plans.open_plan takes them: the first that runs, of the first engine's target."""
+        """As plans.open_plan takes them: the first that runs."""
         if any(finding.status == "problem" for finding in self.findings):
             return None
-        first = self.plans[0].target if self.plans else ""
-        return next((plan for plan in self.plans if plan.runs and plan.target == first), None)
+        return next((plan for plan in self.plans if plan.runs), None)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data for JSON."""

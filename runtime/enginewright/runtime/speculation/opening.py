@@ -56,6 +56,7 @@ def _open_draft(
             check_path(config.model), revision=config.revision, precision=config.quantization
         )
         artifact = Artifact.open(place, how.verify)
+        how.check_policy(artifact)
         _check_vocabulary(artifact, info, tokenizer)
         engine, _ = open_plan(
             artifact, allow_native_code=how.allow_native_code, threads=how.threads

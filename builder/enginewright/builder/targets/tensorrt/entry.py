@@ -64,6 +64,7 @@ def engine_entry(
         batch_invariant=False,
         platform=this_platform() if job.host_code else None,
         nvidia=_nvidia(job, outcome, coverage, plugin),
+        reproducible=False,
     )
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginewright.builder.cache import cached_file, digest
+from enginewright.builder.cache import cached_file
+from enginewright.builder.stage_inputs import flat
 from enginewright.builder.targets import operators
 from enginewright.plugins.attention.cuda import embed
 from enginewright.plugins.attention.cuda.kernel_set import KernelSet
@@ -39,6 +40,12 @@ class Headers:
 
     tensorrt: Path
     cuda: Path
+
+    def versions(self) -> dict[str, str]:
+        """Digests of the headers that the plugin's interface to TensorRT is in."""
+        names = (_TENSORRT_HEADER, _VERSION_HEADER)
+        found = (self.tensorrt / name for name in names)
+        return {path.name: sha256_file(path) for path in found if path.is_file()}
 
 
 def find_headers() -> Headers | None:
@@ -76,19 +83,17 @@ def compile_plugin(kernels: KernelSet, headers: Headers) -> Path:
             f"CXX, or unset {TENSORRT_INCLUDE}, and the engine calls the plugin in Python"
         )
     table = embed.source(kernels)
-    key = digest(
-        {
-            "compiler": operators.compiler_version(compiler),
-            "flags": [*_FLAGS, *operators.LINK_FLAGS, *operators.STATIC, _EXPORTS],
-            "sources": {name: sha256_file(embed.FOLDER / name) for name in embed.SOURCES},
-            "kernels": hashlib.sha256(table.encode()).hexdigest(),
-            "headers": _versions(headers),
-            "platform": this_platform(),
-        }
-    )
+    inputs = {
+        "compiler": operators.compiler_version(compiler),
+        "flags": " ".join([*_FLAGS, *operators.LINK_FLAGS, *operators.STATIC, _EXPORTS]),
+        **flat("source", {name: sha256_file(embed.FOLDER / name) for name in embed.SOURCES}),
+        "kernels": hashlib.sha256(table.encode()).hexdigest(),
+        **flat("header", headers.versions()),
+        "platform": this_platform(),
+    }
     name = f"attention-plugin-{this_platform()}.so"
     made = cached_file(
-        "tensorrt-plugin", key, name, lambda path: _compile(compiler, headers, table, path)
+        "tensorrt-plugin", inputs, name, lambda path: _compile(compiler, headers, table, path)
     )
     remember(sha256_file(made))
     return made
@@ -113,13 +118,6 @@ def _compile(compiler: str, headers: Headers, table: str, library: Path) -> None
             objects.append(made)
         flags = (f"-Wl,--version-script={exports}", "-ldl")
         operators.link_library(compiler, flags, objects, library)
-
-
-def _versions(headers: Headers) -> dict[str, str]:
-    """Digests of the headers that the plugin's interface to TensorRT is in."""
-    names = (_TENSORRT_HEADER, _VERSION_HEADER)
-    found = (headers.tensorrt / name for name in names)
-    return {path.name: sha256_file(path) for path in found if path.is_file()}
 
 
 def _cuda_include() -> Path:

@@ -17,8 +17,10 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
-from enginewright.builder.cache import digest, tool_versions
+from enginewright.builder.cache import digest
 from enginewright.builder.publish import EVIDENCE, write_json
+from enginewright.builder.recorder import Recorder
+from enginewright.builder.stage_inputs import code_of_folder, tool_versions
 from enginewright.builder.targets import CompileRequest, Target
 from enginewright.builder.targets.external_data import WeightsFile
 from enginewright.builder.targets.operators import compiler_version, find_compiler
@@ -78,11 +80,25 @@ class _TensorRTTarget(Target):
     def configured(self, job: Job, request: CompileRequest, library: Library) -> Job:
         """The job with what only this library is told."""
 
+    def lower(self, model: ir.Model, request: CompileRequest) -> None:
+        lower(
+            model,
+            precision=request.precision,
+            attention=request.attention,
+            max_context=request.limits.max_context,
+            kv_cache=request.kv_dtype,
+            block_size=request.block_size,
+            kv_scales=request.kv_scales,
+            top_logits=request.top_logits,
+        )
+
     def compile(self, model: ir.Model, request: CompileRequest) -> tuple[EngineEntry, ...]:
         library = find_library(self.library)
         coverage = self.coverage(request)
         capabilities.check(request.precision, coverage.built_for)
-        _lower(model, request)
+        recorder = Recorder(model)
+        recorder.run(self.lower, model, request)
+        recorder.write(request.folder)
         self.check_graph(model.graph, request)
         (request.folder / "engine").mkdir()
         plugin, files = _kernels(model.graph, request, coverage)
@@ -116,6 +132,15 @@ class TensorRTRTXTarget(_TensorRTTarget):
 
     library = "tensorrt_rtx"
 
+    def inputs(self, request: CompileRequest) -> dict[str, str]:
+        found = dict(self.tools(())) | code_of_folder("enginewright.builder.targets.tensorrt")
+        if request.attention == "plugin":
+            found |= code_of_folder("enginewright.plugins.attention") | tool_versions(("triton",))
+            headers, compiler = find_headers(), find_compiler()
+            found["headers"] = str(headers and headers.versions())
+            found["c++"] = str(compiler and compiler_version(compiler))
+        return found
+
     def coverage(self, request: CompileRequest) -> Coverage:
         wanted = capabilities.chosen(request.attention, request.capabilities)
         portable = request.attention == "native" and request.capabilities is None
@@ -141,6 +166,9 @@ class TensorRTTarget(_TensorRTTarget):
     def check(self, attention: str) -> None:
         super().check(attention)
         gpu_capability()
+
+    def inputs(self, request: CompileRequest) -> None:
+        """None: kernels are chosen by timing them on the GPU."""
 
     def coverage(self, request: CompileRequest) -> Coverage:
         here = (gpu_capability(),)
@@ -176,19 +204,6 @@ class TensorRTTarget(_TensorRTTarget):
         if known is not None and known.exists():
             versions["timing cache"] = f"sha256:{sha256_file(known)}"
         return versions
-
-
-def _lower(model: ir.Model, request: CompileRequest) -> None:
-    lower(
-        model,
-        precision=request.precision,
-        attention=request.attention,
-        max_context=request.limits.max_context,
-        kv_cache=request.kv_dtype,
-        block_size=request.block_size,
-        kv_scales=request.kv_scales,
-        top_logits=request.top_logits,
-    )
 
 
 def _kernels(

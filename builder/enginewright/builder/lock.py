@@ -1,0 +1,117 @@
+"""lock.json: everything that the artifact's bytes depend on, and what a locked build compares.
+
+| field          | what it pins                                                               |
+|----------------|----------------------------------------------------------------------------|
+| recipe         | the recipe, thresholds of its precision included                           |
+| source_digest  | every file of the source                                                   |
+| tools          | versions of the distributions and of the compiler                          |
+| machine        | platform and vector instructions, on which the last digits of floats hang  |
+| engines        | in the order of preference: plan, fingerprint, whether bytes repeat        |
+| tuning         | the times behind that order, where --tune measured it                      |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enginewright.builder.publish import write_json
+from enginewright.builder.stage_inputs import flat
+from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
+from enginewright.runtime.artifact.native_code import this_platform
+from enginewright.runtime.errors import BuildError
+
+LOCK_NAME = "lock.json"
+_SHOWN = 48
+
+
+@dataclass(frozen=True)
+class Lock:
+    """See the module's table."""
+
+    recipe: Mapping[str, Any]
+    source_digest: str
+    tools: Mapping[str, str]
+    machine: str
+    engines: Sequence[Mapping[str, Any]] = ()
+    tuning: Mapping[str, Any] | None = None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / LOCK_NAME, asdict(self))
+
+    @property
+    def chosen(self) -> TuningEntry | None:
+        return None if self.tuning is None else TuningEntry(**self.tuning)
+
+    def check_before(self, now: Lock, where: str) -> None:
+        """Raise BuildError, with each name, for what is not as it was locked.
+
+        Tools that ``now`` does not name are left to ``check_after``.
+        """
+        tools = {name: self.tools[name] for name in now.tools if name in self.tools}
+        known = replace(self, tools=tools)
+        known._compare(now, ("recipe", "source_digest", "tools", "machine"), where)
+
+    def check_after(self, now: Lock, where: str) -> None:
+        """The same of what compiled the engines, and of these themselves."""
+        self._compare(now, ("tools", "engines"), where)
+
+    def ordered(self, engines: Sequence[EngineEntry]) -> tuple[EngineEntry, ...]:
+        """The engines in the order that was locked; those that it does not know come last."""
+        order = [entry["plan"] for entry in self.engines]
+        known = {plan: at for at, plan in enumerate(order)}
+        return tuple(sorted(engines, key=lambda entry: known.get(entry.plan, len(known))))
+
+    def _compare(self, now: Lock, names: Sequence[str], where: str) -> None:
+        changed = [line for name in names for line in _changes(self, now, name)]
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise BuildError(
+                f"the build is not what {where} pins, so nothing is published:\n{listed}\n"
+                f"bring these back to what is locked, or build without --locked for a new lock"
+            )
+
+
+def engine_rows(engines: Sequence[EngineEntry]) -> list[dict[str, Any]]:
+    """What a lock says of engines."""
+    names = ("target", "plan", "precision", "fingerprint", "reproducible")
+    return [{name: getattr(entry, name) for name in names} for entry in engines]
+
+
+def machine() -> str:
+    """Platform and vector instructions: what the last digits of floating point depend on."""
+    return f"{this_platform()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def read_lock(place: Path) -> Lock:
+    """The lock in a file, or of the artifact in a folder. Raises BuildError."""
+    path = place / LOCK_NAME if place.is_dir() else place
+    try:
+        return Lock(**json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise BuildError(
+            f"{path}: no lock can be read here ({error.strerror}); give the lock.json of an "
+            f"artifact, or the artifact's folder"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise BuildError(
+            f"{path}: not a lock of this version of Enginewright ({error}); build once without "
+            f"--locked for a new one"
+        ) from error
+
+
+def _changes(old: Lock, new: Lock, name: str) -> Iterator[str]:
+    before, after = (flat(name, getattr(lock, name)) for lock in (old, new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) or (key in before) != (key in after):
+            yield f"{key}: {_shown(before, key)} is locked, {_shown(after, key)} is here"
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "nothing"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,1 @@
+"""``enginewright diff``: what differs between two artifacts, and whether it may."""

@@ -1,0 +1,208 @@
+"""Several recipes as a table of cells: which there are, how they are built, what is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from enginewright.builder.cells import Outcome, run_cells, run_on_ray
+from enginewright.builder.junit import write_junit
+from enginewright.builder.matrix import Cell, is_matrix, load_cells
+from enginewright.cli.main import main
+from enginewright.runtime.errors import RecipeError
+
+LOOSE = {"min_top1_agreement": 0.2, "max_mean_kl": 3.0, "max_perplexity_increase": 2.0}
+STRICT = {"max_mean_kl": 0.0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), {})
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are processes of their own: what they share with this one is the environment."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo none && exit\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+
+
+@pytest.fixture
+def write(tmp_path: Path, checkpoint: Path) -> Callable[..., Path]:
+    """``write(name, **fields)``: a recipe's file."""
+
+    def write(name: str, **fields: Any) -> Path:
+        data = {
+            "name": name,
+            "source": {"path": str(checkpoint)},
+            "limits": {"max_context": 64, "max_batch": 4},
+            "conformance": {"int8": LOOSE, "int4": LOOSE},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(data | fields))  # which is YAML as well
+        return path
+
+    return write
+
+
+def test_a_matrix_has_a_cell_for_each_pair(write: Callable[..., Path]):
+    path = write("m", matrix={"target": ["cpu", "cuda"], "precision": ["int8", "fp16"]})
+    cells = load_cells([path])
+    assert [(cell.name, cell.skipped) for cell in cells] == [
+        ("m-cpu-int8", None),
+        ("m-cpu-fp16", "target cpu builds fp32, int8, int4"),
+        ("m-cuda-int8", "target cuda builds fp16, bf16, int4"),
+        ("m-cuda-fp16", None),
+    ]
+    assert is_matrix(path)
+    assert cells[0].recipe is not None
+    assert (cells[0].recipe.target, cells[0].recipe.precision) == ("cpu", "int8")
+
+
+def test_a_field_goes_to_the_cells_whose_target_knows_it(write: Callable[..., Path]):
+    matrix = {"target": ["cpu", "tensorrt_rtx"], "precision": ["int8"]}
+    cpu, rtx = load_cells([write("m", matrix=matrix, attention="native")])
+    assert cpu.recipe is not None
+    assert rtx.recipe is not None
+    assert (cpu.recipe.attention, rtx.recipe.attention) == (None, "native")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"matrix": {"target": ["cpu"]}}, "matrix: .* is not legal: a mapping with two lists"),
+        ({"matrix": {"target": ["gpu"], "precision": ["int8"]}}, r"matrix\.target: \['gpu'\]"),
+        ({"matrix": {"target": ["cpu"], "precision": "int8"}}, r"matrix\.precision: 'int8'"),
+        ({"matrix": {"target": [], "precision": ["int8"]}}, r"matrix\.target: \[\] is not legal"),
+        (
+            {"matrix": {"target": ["cpu"], "precision": ["int8"]}, "target": "cpu"},
+            "matrix: target cannot stand beside it",
+        ),
+        (
+            {"matrix": {"target": ["cpu"], "precision": ["int8"]}, "limitz": {}},
+            "limitz",
+        ),
+    ],
+)
+def test_a_wrong_matrix_is_refused(write: Callable[..., Path], fields: Any, said: str):
+    with pytest.raises(RecipeError, match=said):
+        load_cells([write("m", **fields)])
+
+
+def test_two_cells_of_one_name_are_refused(write: Callable[..., Path]):
+    one = write("a", target="cpu", precision="int8")
+    with pytest.raises(RecipeError, match="a: two recipes of one name"):
+        load_cells([one, one])
+
+
+def test_cells_share_stages_and_a_failed_one_stops_no_other(
+    write: Callable[..., Path], tmp_path: Path
+):
+    conformance = {"int8": LOOSE, "int4": STRICT, "fp32": {}}
+    matrix = {"target": ["cpu"], "precision": ["int8", "int4", "fp32", "fp16"]}
+    path = write("m", matrix=matrix, conformance=conformance)
+    junit, output = tmp_path / "ci" / "junit.xml", tmp_path / "out"
+    arguments = ["build", str(path), "-o", str(output), "--jobs", "2", "--json"]
+    ran = CliRunner().invoke(main, [*arguments, "--junit", str(junit)])
+    assert ran.exit_code == 1, ran.stderr
+    told = json.loads(ran.stdout)
+    cells = {cell["name"]: cell for cell in told["cells"]}
+    assert not told["passed"]
+    assert {name: cell["status"] for name, cell in cells.items()} == {
+        "m-cpu-int8": "built",
+        "m-cpu-int4": "failed",
+        "m-cpu-fp32": "built",
+        "m-cpu-fp16": "skipped",
+    }
+    assert "mean KL" in cells["m-cpu-int4"]["message"]
+    assert sorted(path.name for path in output.iterdir()) == ["m-cpu-fp32", "m-cpu-int8"]
+    shared = [cell.get("cached", []) for cell in cells.values() if cell["status"] == "built"]
+    assert sum("export" in stages for stages in shared) >= 1
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "1", "1")
+    (failure,) = suite.iter("failure")
+    assert failure.text is not None
+    assert "MISSED" in failure.text
+
+
+def test_a_table_for_people(write: Callable[..., Path], tmp_path: Path):
+    paths = [write(name, target="cpu", precision="int8") for name in ("a", "b")]
+    ran = CliRunner().invoke(main, ["build", *map(str, paths), "-o", str(tmp_path / "out")])
+    assert ran.exit_code == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0].split() == [
+        "cell",
+        "target",
+        "precision",
+        "result",
+        "seconds",
+        "size",
+        "from",
+        "the",
+        "cache",
+    ]
+    assert [line.split()[0] for line in lines[2:]] == ["a", "b"]
+    assert "export, reference, compile, conformance" in lines[3]
+
+
+def test_a_cell_that_is_killed_fails_alone(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killer = tmp_path / "site"
+    killer.mkdir()
+    (killer / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'enginewright.builder.cells' in ' '.join(sys.orig_argv):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    search = os.pathsep.join([str(killer), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", search)
+    cells = load_cells([write("a", target="cpu", precision="int8")])
+    cells.append(Cell("b", "cpu", "fp16", skipped="no"))
+    killed, skipped = run_cells(cells, tmp_path / "out", jobs=2, tell=lambda line: None)
+    assert killed.status == "failed"
+    assert "was ended by SIGKILL; was there enough memory?" in str(killed.message)
+    assert skipped.status == "skipped"
+
+
+def test_junit_survives_control_characters(tmp_path: Path):
+    outcome = Outcome("a", "cpu", "int8", "failed", message="bad \x1b[31m\x00 text\nsecond")
+    write_junit([outcome], tmp_path / "junit.xml")
+    (failure,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("failure")
+    assert failure.get("message") == "bad \ufffd[31m\ufffd text"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+def test_cells_as_tasks_of_ray(write: Callable[..., Path], tmp_path: Path):
+    ray = pytest.importorskip("ray")
+    cells = load_cells(
+        [
+            write("a", target="cpu", precision="int8"),
+            write("b", target="cpu", precision="int4", conformance={"int4": STRICT}),
+        ]
+    )
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        built, failed = run_on_ray(cells, tmp_path / "out", tell=lambda line: None)
+    finally:
+        ray.shutdown()
+    assert (built.status, failed.status) == ("built", "failed")
+    assert (tmp_path / "out" / "a" / "manifest.json").exists()
+    assert "mean KL" in str(failed.message)
+
+
+def test_options_for_one_recipe_are_refused_with_several(write: Callable[..., Path]):
+    paths = [str(write(name, target="cpu", precision="int8")) for name in ("a", "b")]
+    ran = CliRunner().invoke(main, ["build", *paths, "--tune"])
+    assert ran.exit_code == 2
+    assert "for one recipe" in ran.stderr
