@@ -272,3 +272,17 @@ def test_options_are_frozen_and_need_a_model() -> None:
     assert options.api_key == ("k",)
     with pytest.raises(AttributeError):
         options.port = 1  # type: ignore[misc]
+
+
+def test_a_policy_holds_for_what_is_served(tiny_artifact: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("sources: [hub:nobody/*]\n")
+    result = CliRunner().invoke(main, ["serve", str(tiny_artifact), "--policy", str(policy)])
+    assert result.exit_code == 1
+    assert "which the policy does not list; its sources are hub:nobody/*" in result.output
+
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"model: {tiny_artifact}\npolicy: {{sources: [hub:nobody/*]}}\n")
+    result = CliRunner().invoke(main, ["serve", "--config", str(config)])
+    assert result.exit_code == 1
+    assert "which the policy does not list" in result.output

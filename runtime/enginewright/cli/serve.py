@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import read_json_object
+from enginewright.cli.engine_options import policy_option, read_json_object
 from enginewright.cli.extras import require
 from enginewright.cli.ray_options import ray_options, take_ray_options
 from enginewright.server.options import ModelOptions, ServeOptions, field_names
 
 if TYPE_CHECKING:
+    from enginewright.runtime.trust.policy import Policy
     from enginewright.server.registry import ServedModels
 
 _TASKS = ("auto", "generate")
@@ -43,7 +44,7 @@ def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add a flag for every setting of the server and of a model."""
     fields = [*dataclasses.fields(ModelOptions), *dataclasses.fields(ServeOptions)]
     legal = field_names(ModelOptions) | field_names(ServeOptions)
-    made = [_setting(each) for each in fields if each.name in legal]
+    made = [_setting(each) for each in fields if each.name in legal - {"policy"}]
     params = command.__dict__.setdefault("__click_params__", [])
     params.extend(reversed(made))
     return command
@@ -63,13 +64,19 @@ def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
     "--enable-auto-tool-choice", is_flag=True, expose_value=False, help="vLLM's; always so here."
 )
 @ray_options
+@policy_option
 @_settings
 def command(
-    artifacts: tuple[str, ...], config: Path | None, task: str | None, **flags: Any
+    artifacts: tuple[str, ...],
+    config: Path | None,
+    task: str | None,
+    policy: Policy | None,
+    **flags: Any,
 ) -> None:
     """Serve ARTIFACT, or several under their names, to clients of the OpenAI API."""
     require("serve", "fastapi", "uvicorn", "prometheus_client", "yaml")
     over_ray = take_ray_options(flags)
+    flags["policy"] = None if policy is None else policy.as_data()
     if task is not None:
         click.echo("warning: --task is the older name of --runner; use that", err=True)
         flags["runner"] = flags["runner"] or task

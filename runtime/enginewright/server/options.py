@@ -54,6 +54,9 @@ class ModelOptions:
     )
     speculative_config: Mapping[str, Any] | None = setting(None, "How tokens are drafted.")
     logits_processors: Sequence[str] = setting((), "Applied to every request's logits.")
+    policy: Mapping[str, Any] | None = setting(
+        None, "Which artifacts may be used, and whether their code may run."
+    )
     max_logprobs: int = setting(20, "Most log probabilities of a position; -1: all.")
     chat_template: str | None = setting(
         None, "In place of the model's: a path, a template, or a built-in name."

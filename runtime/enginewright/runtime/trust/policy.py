@@ -66,6 +66,13 @@ class Policy:
         except SettingsError as error:
             raise SettingsError(f"{where}: {error}") from error
 
+    def as_data(self) -> dict[str, Any]:
+        """Plain data that ``of`` reads back in any folder."""
+        data: dict[str, Any] = {"native_code": self.native_code}
+        if self.signed_by:
+            data["signed_by"] = [str(key.absolute()) for key in self.signed_by]
+        return data if self.sources is None else data | {"sources": list(self.sources)}
+
     def check(self, artifact: Artifact, verify: Verify) -> None:
         """Raise PolicyError, or SignatureError below it, unless the artifact may be used.
 
