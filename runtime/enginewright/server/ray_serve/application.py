@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, cast
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -19,11 +21,14 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
+from enginewright.runtime.errors import EnginewrightError
 from enginewright.server.options import ModelOptions, ServeOptions
 from enginewright.server.ray_serve.forwarding import Answer, Forwarded, Head, prompt_of
 from enginewright.server.ray_serve.options import RayOptions
 
-_ROUTER = "ray.serve.llm.request_router.PrefixCacheAffinityRouter"
+# The public ray.serve.llm.request_router, which has it too, cannot be imported without vLLM.
+_ROUTERS = "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router"
+_ROUTER = "PrefixCacheAffinityRouter"
 _UNEVEN = 8
 _MOST_AT_ONCE = 100_000
 
@@ -123,13 +128,7 @@ def application(args: Mapping[str, Any]) -> serve.Application:
 def bind(options: ServeOptions, how: RayOptions) -> serve.Application:
     """The two deployments, put together."""
     target = how.target_ongoing_requests or _together(options.models[0])
-    router = RequestRouterConfig()
-    if how.prefix_aware:
-        kwargs = {"imbalanced_threshold": _UNEVEN, "do_eviction": True}
-        router = RequestRouterConfig(
-            request_router_class=_ROUTER,  # type: ignore[arg-type]
-            request_router_kwargs=kwargs,
-        )
+    router = _prefix_aware() if how.prefix_aware else RequestRouterConfig()
     engines = serve.deployment(
         max_ongoing_requests=_MOST_AT_ONCE,
         autoscaling_config=AutoscalingConfig(
@@ -148,6 +147,20 @@ def bind(options: ServeOptions, how: RayOptions) -> serve.Application:
         max_ongoing_requests=_MOST_AT_ONCE, ray_actor_options={"num_cpus": 0}
     )(Ingress)
     return ingress.bind(engines.bind(options))
+
+
+def _prefix_aware() -> RequestRouterConfig:
+    try:
+        found = importlib.import_module(_ROUTERS)
+    except ImportError as error:
+        raise EnginewrightError(
+            f"Ray {ray.__version__} has no prefix-aware router where 2.60 has it ({error}): set "
+            f"prefix_aware to false"
+        ) from error
+    return RequestRouterConfig(
+        request_router_class=getattr(found, _ROUTER),
+        request_router_kwargs={"imbalanced_threshold": _UNEVEN, "do_eviction": True},
+    )
 
 
 def _together(model: ModelOptions) -> float:

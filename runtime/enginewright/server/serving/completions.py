@@ -36,8 +36,10 @@ from enginewright.server.serving.structured import structured_outputs
 from enginewright.server.serving.unsupported import check_supported
 from enginewright.server.serving.usage import UsageWanted, usage_of
 from enginewright.server.sse import DONE
+from enginewright.server.wire import to_json
 
 KIND = "text_completion"
+_NOT_ENDED = '"logprobs":null,"finish_reason":null,"stop_reason":null'
 
 
 async def read_completion(
@@ -105,18 +107,14 @@ async def completion_chunks(call: Call, echo: Echo) -> AsyncGenerator[bytes]:
             counts.take(place, output)
             made = []
             for each in output.outputs:
-                choice = parts[place].choice(output, each)
-                if choice["text"] or choice["logprobs"] or _must_tell(call, each):
+                choice = parts[place].delta(output, each)
+                if choice is not None:
                     index = place * call.outputs + each.index
                     told = {"usage": counts.of(place, each.index)} if call.usage.in_each else None
-                    made.append(chunks.choice(index, choice, told))
+                    made.append(chunks.encoded(index, choice, told))
             if made:
                 yield b"".join(made)
     yield (chunks.usage(counts.total()) if call.usage.at_end else b"") + DONE
-
-
-def _must_tell(call: Call, made: CompletionOutput) -> bool:
-    return made.finish_reason is not None or call.with_token_ids
 
 
 class _Part:
@@ -126,6 +124,15 @@ class _Part:
         self._call, self._echo, self._prompt = call, echo, call.prompts[place]
         self._offsets: dict[int, int] = {}
         """How much of each was told, by the lengths of its tokens; only with log probabilities."""
+
+    def delta(self, output: RequestOutput, made: CompletionOutput) -> str | None:
+        """The fields of a choice in a stream, as JSON; None: nothing to tell."""
+        call, plain = self._call, made.finish_reason is None and made.index in self._offsets
+        if plain and call.top is None and not call.with_token_ids:
+            return f'"text":{to_json(made.text)},{_NOT_ENDED}' if made.text else None
+        choice = self.choice(output, made)
+        tells = choice["text"] or choice["logprobs"] or made.finish_reason or call.with_token_ids
+        return to_json(choice)[1:-1] if tells else None
 
     def choice(self, output: RequestOutput, made: CompletionOutput) -> dict[str, Any]:
         """A choice without its index: the whole of it, or what came since the last one."""
