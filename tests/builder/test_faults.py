@@ -93,7 +93,9 @@ def test_a_build_killed_in_any_stage_leaves_nothing_half_written(
 ):
     output = tmp_path / "out"
     if older:
-        assert start().wait() == 0
+        with start() as process:
+            assert lines_of(process)
+        assert process.returncode == 0
         before = digest_of(output)
     with start(cache=tmp_path / "another cache") as process:
         killed = kill_at(process, stage, 0.05)

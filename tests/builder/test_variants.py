@@ -61,9 +61,8 @@ def test_a_set_holds_every_engine_once_and_the_tokenizer_once(artifact: Path):
     assert sum("tokenizer.json" in name for name in manifest.files) == 1
     assert sum("reference.npz" in name for name in manifest.files) == 1
     assert not [path for path in artifact.iterdir() if path.name[0] == "."]
-    assert sorted(path.name for path in (artifact / "evidence").iterdir()) == [
-        *("cpu-int8", "cuda-fp16", "small-cache")
-    ]
+    kept = (path.name for path in (artifact / "evidence").iterdir() if path.is_dir())
+    assert sorted(kept) == ["cpu-int8", "cuda-fp16", "small-cache"]
 
 
 def test_equal_files_are_stored_once(artifact: Path):

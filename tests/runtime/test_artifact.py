@@ -214,7 +214,7 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 def test_another_schema_says_found_supported_and_what_to_do(folder: Path) -> None:
     edit_manifest(folder, lambda data: data.update(schema_version=99))
-    wanted = "version 99 found, this runtime reads 1 and 2; rebuild"
+    wanted = "version 99 found, this runtime reads 1 to 3; rebuild"
     with pytest.raises(SchemaVersionError, match=wanted):
         Artifact.open(folder)
 

@@ -376,15 +376,17 @@ def test_the_first_plan_that_runs_is_chosen(make_tiny: Make, manifest_writer: An
     assert allowed.plan == "native"
 
 
-def test_a_plan_of_another_target_is_not_chosen_by_itself(make_rtx: Make, manifest_writer: Any):
-    """As a load, which takes the target of the first engine unless it is told another."""
+def test_a_plan_of_another_target_is_chosen_where_the_first_does_not_run(
+    make_rtx: Make, manifest_writer: Any
+):
+    """As a load, which tries the engines of a set of variants in their order."""
     folder = make_rtx()
     rtx = Artifact.open(folder).manifest.engines[0]
     cpu = replace(rtx, target="cpu", plan="plain", nvidia=None)
     manifest_writer(folder, rtx, engines=(rtx, cpu))
     diagnosis = ask(folder, NO_DRIVER)
     assert [plan.runs for plan in diagnosis.plans] == [False, True]
-    assert diagnosis.chosen is None
+    assert diagnosis.chosen is diagnosis.plans[1]
 
 
 def test_a_load_asks_the_same(make_rtx: Make) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from enginewright.builder.matrix import Cell
 from enginewright.builder.recipe import make_recipe
 from enginewright.runtime.cores import available_cores
-from enginewright.runtime.errors import EnginewrightError, MissingDependencyError
+from enginewright.runtime.errors import BuildError, EnginewrightError, MissingDependencyError
 
 Tell = Callable[[str], None]
 _LAST_LINES = 15
@@ -61,7 +61,11 @@ def run_on_ray(cells: Sequence[Cell], output: Path, *, tell: Tell) -> list[Outco
     except ImportError as error:
         raise MissingDependencyError("--ray needs ray: pip install 'enginewright[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        dashboard = None if "RAY_ADDRESS" in os.environ else False
+        try:
+            ray.init(log_to_driver=False, include_dashboard=dashboard)
+        except ConnectionError as error:
+            raise BuildError(f"--ray: no cluster at RAY_ADDRESS: {error}") from error
     task = ray.remote(num_cpus=1)(_ray_task)
     waiting = {task.remote(cell, str(output.absolute())): cell for cell in cells}
     found: dict[str, Outcome] = {}

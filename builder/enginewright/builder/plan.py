@@ -29,7 +29,7 @@ _LIBRARY = 1_150_000
 _POSITION = 2 * 4 * 0.7
 """Of the reference, a kept logit: an id and a probability, compressed."""
 _POSITIONS, _KEPT = 1022, 256
-_EXPORTED_LAYER = 90_000
+_EXPORTED_LAYER = 295_000
 _MANIFEST, _MANIFEST_LAYER = 20_000, 1_500
 
 

@@ -103,7 +103,7 @@ def _free_memory(target: str) -> int | None:
 
 def _page(estimate: Estimate, memory: int | None, problems: list[str]) -> Iterator[str]:
     yield f"plan of {estimate.name}"
-    yield from (f"  {name:<16} {value}" for name, value in _figures(estimate))
+    yield from (f"  {name:<19} {value}" for name, value in _figures(estimate))
     yield ""
     yield from _fitting(estimate, memory)
     yield ""

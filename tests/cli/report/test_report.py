@@ -148,7 +148,8 @@ def test_measurements_become_plots(artifact: Path, bench: list[str]) -> None:
 
 
 def test_others_are_seen_beside_it(artifact: Path, tiny_artifact: Path) -> None:
-    assert "tiny fp32 plain" in page(artifact, "--beside", tiny_artifact).text
+    other = tiny_artifact.name
+    assert f"{other}: fp32 plain" in page(artifact, "--beside", tiny_artifact).text
 
 
 def test_another_model_is_not_seen_beside_it(artifact: Path, tmp_path: Path) -> None:
@@ -227,3 +228,8 @@ def test_every_point_of_a_plot_lies_inside(points: list[tuple[float, float]], lo
 def test_a_plot_of_nothing() -> None:
     assert lines("a", Axes("x", "y"), {}) == bars("a", {}) == ""
     assert "<rect" in bars("a", {"zero": 0.0})
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    drawn = bars("a", {"model.layers.0." + "x" * 60 + ".weight (4 bits)": 0.1})
+    assert re.search(r">\.\.\.x+\.weight \(4 bits\)<", drawn)

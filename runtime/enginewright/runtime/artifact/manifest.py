@@ -236,7 +236,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     if version not in READ_VERSIONS:
         raise SchemaVersionError(
             f"{where}: schema version {version!r} found, this runtime reads "
-            f"{' and '.join(map(str, READ_VERSIONS))}; "
+            f"{READ_VERSIONS[0]} to {READ_VERSIONS[-1]}; "
             f"rebuild the artifact with this version, or install the version that wrote it"
         )
     stated = data.pop("sha256", None)

@@ -13,6 +13,7 @@ _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 _ROW = 22
 _LABELS = 250
 _BARS = 6
+_LONGEST = 38
 
 Points = Sequence[tuple[float, float]]
 
@@ -72,11 +73,16 @@ def bars(title: str, values: Mapping[str, float], unit: str = "", most: float | 
     for at, (name, value) in enumerate(values.items()):
         y = _BARS + _ROW * at
         width = max(value, 0.0) / largest * space
-        _text(root, _LABELS - 8, y + 14, name, anchor="end")
+        _text(root, _LABELS - 8, y + 14, _cut(name), anchor="end")
         box = {"x": str(_LABELS), "y": str(y + 3), "width": f"{width:.1f}", "height": "14"}
         ET.SubElement(root, "rect", {**box, "fill": _COLOURS[0]})
         _text(root, _LABELS + width + 6, y + 14, f"{value:.4g} {unit}".strip())
     return ET.tostring(root, "unicode")
+
+
+def _cut(name: str) -> str:
+    """The end of a long name, which tells it from others."""
+    return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
 
 
 def _canvas(title: str, height: float) -> ET.Element:

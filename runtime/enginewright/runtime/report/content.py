@@ -116,7 +116,7 @@ def _plots(asked: Asked) -> Iterator[tuple[str, str]]:
             {plan: _curve(report, "top1_by_position") for plan, report in plans.items()},
         ),
     )
-    yield "agreement", bars("Top-1 agreement by precision", dict(_agreements(asked.all)), most=1.0)
+    yield "agreement", bars("Top-1 agreement by precision", _agreements(asked.all), most=1.0)
     decode = Axes("tokens of context", "decode, tokens/s")
     contexts = _figures(asked.bench, _DECODE, inverse=True)
     yield "decode", lines("Decode by context", decode, contexts)
@@ -129,14 +129,17 @@ def _curve(report: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
     return [((at + 0.5) * POSITIONS, value) for at, value in enumerate(values)]
 
 
-def _agreements(artifacts: Sequence[Artifact]) -> Iterator[tuple[str, float]]:
+def _agreements(artifacts: Sequence[Artifact]) -> dict[str, float]:
+    """By precision and plan; of two artifacts alike, the second with its folder's name."""
+    found: dict[str, float] = {}
     for artifact in artifacts:
         for engine in artifact.manifest.engines:
             report = artifact.manifest.conformance.get(engine.plan, {})
             value = report.get("measures", {}).get("top1_agreement")
+            name = f"{engine.precision} {engine.plan}"
             if value is not None:
-                name = f"{engine.precision} {engine.plan}"
-                yield (name if artifact is artifacts[0] else f"{artifact.path.name} {name}"), value
+                found[name if name not in found else f"{artifact.path.name}: {name}"] = value
+    return found
 
 
 def _figures(
