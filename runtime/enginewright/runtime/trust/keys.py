@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from enginewright.runtime.errors import MissingDependencyError, SettingsError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         Ed25519PublicKey,
     )
 
-Key = TypeVar("Key")
 _LARGEST = 1 << 16
 _MAKE = "openssl genpkey -algorithm ed25519 -out key.pem"
 _PUBLISH = "openssl pkey -in key.pem -pubout -out key.pub"
@@ -33,7 +32,10 @@ def private_key(path: Path, password: bytes | None = None) -> Ed25519PrivateKey:
     def read(pem: bytes) -> object:
         return load_pem_private_key(pem, password)
 
-    return _loaded(path, read, Ed25519PrivateKey, f"a private key; make one with: {_MAKE}")
+    key = _loaded(path, read, f"a private key; make one with: {_MAKE}")
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _other_algorithm(path)
+    return key
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
@@ -43,7 +45,10 @@ def public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     made = f"a public key; make one of a private key with: {_PUBLISH}"
-    return _loaded(path, load_pem_public_key, Ed25519PublicKey, made)
+    key = _loaded(path, load_pem_public_key, made)
+    if not isinstance(key, Ed25519PublicKey):
+        raise _other_algorithm(path)
+    return key
 
 
 def key_id(key: Ed25519PublicKey) -> str:
@@ -54,19 +59,20 @@ def key_id(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def _loaded(path: Path, read: Callable[[bytes], object], kind: type[Key], wanted: str) -> Key:
+def _loaded(path: Path, read: Callable[[bytes], object], wanted: str) -> object:
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         with path.open("rb") as file:
-            key = read(file.read(_LARGEST))
+            return read(file.read(_LARGEST))
     except OSError as error:
         raise SettingsError(f"{path}: the key cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SettingsError(f"{path}: is not {wanted} ({error})") from error
-    if not isinstance(key, kind):
-        raise SettingsError(f"{path}: is a key of another algorithm; it must be Ed25519: {_MAKE}")
-    return key
+
+
+def _other_algorithm(path: Path) -> SettingsError:
+    return SettingsError(f"{path}: is a key of another algorithm; it must be Ed25519: {_MAKE}")
 
 
 def _need_cryptography() -> None:
