@@ -132,13 +132,13 @@ class Found:
     def page(self, gate: Gate | None, breaches: list[str]) -> Iterator[str]:
         """Lines for people."""
         from enginewright.cli.diff.conversations import CONVERSATIONS
-        from enginewright.cli.diff.page import change_lines, measure_table, template_lines
+        from enginewright.cli.diff.page import change_lines, measure_lines, template_lines
 
         yield f"A  {self.a.path}  ({self.a.digest()})"
         yield f"B  {self.b.path}  ({self.b.digest()})"
         yield from change_lines(self.changes)
         yield from template_lines(self.renderings, len(CONVERSATIONS))
-        yield f"\n{measure_table(self.measures)}"
+        yield from measure_lines(self.measures)
         if gate is not None:
             yield f"\ngate: {'FAILED' if breaches else 'passed'}"
             yield from (f"  {breach}" for breach in breaches)

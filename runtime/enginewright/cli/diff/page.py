@@ -36,15 +36,20 @@ def template_lines(differing: Sequence[Rendering], count: int) -> Iterator[str]:
             yield f"    and {len(lines) - _LINES} more lines"
 
 
-def measure_table(measures: Sequence[Measure]) -> str:
-    """One row a measure; what could not be taken says why."""
+def measure_lines(measures: Sequence[Measure]) -> Iterator[str]:
+    """A table with a row for each measure; below it why some are missing, and what to know."""
     rows = []
     for each in measures:
         name = f"{each.name}, {each.plan}" if each.plan else each.name
         a, b = each.shown or (_number(each, each.a), _number(each, each.b))
         unit = "" if each.kind.unit in ("", "B") else f" ({each.kind.unit})"
-        rows.append((f"{name}{unit}", a, b, _change(each), each.reason))
-    return table(("measure", "A", "B", "B is", "remark"), rows)
+        rows.append((f"{name}{unit}", a, b, _change(each)))
+    yield f"\n{table(('measure', 'A', 'B', 'B is'), rows)}"
+    reasons: dict[str, list[str]] = {}
+    for each in measures:
+        if each.reason:
+            reasons.setdefault(each.reason, []).append(each.name)
+    yield from (f"{', '.join(dict.fromkeys(names))}: {why}" for why, names in reasons.items())
 
 
 def _number(measure: Measure, value: float | None) -> str:
