@@ -85,7 +85,7 @@ def test_the_page_is_laid_out(tiny_artifact: Path, tmp_path: Path, width: int) -
     told = json.loads(unescape(found[1]))
     assert told["figures"].keys() == {"plot-kl", "plot-top1", "plot-agreement", "plot-decode"}
     for size in [*told["figures"].values(), *told["sections"]]:
-        assert min(size) > 40
+        assert min(size) > 25
     assert told["points"] == 3
     assert told["fetched"] == []
     assert told["overflow"] <= 0

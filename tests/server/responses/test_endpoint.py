@@ -52,7 +52,7 @@ def test_the_stream_ends_with_what_a_whole_answer_is(client: openai.OpenAI) -> N
 
 
 def test_a_demanded_call_and_its_result(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "tiny", "tools": [TOOL], "tool_choice": "required"}
+    asked: Any = {"model": "tiny", "tools": [TOOL], "tool_choice": "required", "temperature": 0}
     given: list[Any] = [{"role": "user", "content": "Look."}]
     answer = client.responses.create(input=given, **asked)
     calls = [item for item in answer.output if item.type == "function_call"]
