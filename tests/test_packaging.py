@@ -109,7 +109,7 @@ def test_no_extra_but_the_targets_own_brings_an_onnxruntime(metadata: Message) -
 def test_every_requirement_of_the_tests_environment_is_pinned(metadata: Message) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {canonical(line.partition("==")[0]) for line in lines if "==" in line}
-    extras = (None, "cpu", "serve", "build", "dev", "rtx", "kernels")
+    extras = (None, "cpu", "serve", "sign", "oci", "ray", "build", "dev", "rtx", "kernels")
     asked = set().union(*(requirements(metadata, extra) for extra in extras))
 
     assert asked == pinned

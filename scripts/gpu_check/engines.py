@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from scripts.gpu_check.report import Row, skipped
 
-_NO_TESTS_RAN = (2, 4, 5)
-"""pytest's exit codes where tests could not be collected, or none was."""
+_NO_TESTS_RAN = 5
+"""pytest's exit code where every test was left out."""
+_BROKEN = (2, 3, 4)
+"""Its exit codes where tests could not be collected or run: ours to mend, so not passed over."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def _run(suite: Suite) -> Row:
     command += ["-W", "default", *suite.options, suite.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
-    if done.returncode in _NO_TESTS_RAN or (done.returncode == 0 and " passed" not in last):
+    if done.returncode in _BROKEN:
+        return Row("tests", suite.name, last, verdict="FAILED")
+    if done.returncode == _NO_TESTS_RAN or (done.returncode == 0 and " passed" not in last):
         return skipped("tests", suite.name, last)
     return Row("tests", suite.name, last, verdict="ok" if done.returncode == 0 else "MISSED")
 

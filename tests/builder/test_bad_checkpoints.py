@@ -141,7 +141,7 @@ def test_rotary_parameters_that_are_none_are_named(
 def test_what_transformers_cannot_make_is_said(copy: Path) -> None:
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": "two"}
     edit(copy, "config.json", rope_parameters=rope)
-    said = refused(copy, SourceError, stage="export")
+    said = refused(copy, SourceError, stage="plan")
     assert said.startswith("transformers cannot make a llama model from the config: TypeError")
 
 

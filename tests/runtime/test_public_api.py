@@ -72,6 +72,7 @@ ASYNC_METHODS = {
     "get_tokenizer": "(self)",
     "reset_prefix_cache": "(self)",
     "shutdown": "(self)",
+    "stats": "(self)",
 }
 
 

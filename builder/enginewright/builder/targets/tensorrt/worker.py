@@ -196,7 +196,8 @@ def _config(trt: Any, builder: Any, job: Job) -> Any:
     if job.timing_cache is not None:
         known = Path(job.timing_cache)
         cache = config.create_timing_cache(known.read_bytes() if known.exists() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # another GPU's
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return config
 
 
