@@ -40,6 +40,16 @@ policy_option = click.option(
 )
 """Adds --policy, read and passed on as ``policy``."""
 
+signature_option = click.option(
+    "--require-signature",
+    "keys",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="KEY",
+    help="A public key that must have signed it; of several, one.",
+)
+"""Adds --require-signature, passed on as ``keys``."""
+
 _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use."),
     native_code_option,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from enginewright.cli.engine_options import policy_option
+from enginewright.cli.engine_options import policy_option, signature_option
 from enginewright.cli.push import plain_http_option
 from enginewright.cli.text import size
 from enginewright.runtime.errors import RegistryError
@@ -29,14 +29,7 @@ NOT_FOUND = 404
     show_default=True,
     help="Folder in which the artifact's own folder is made.",
 )
-@click.option(
-    "--require-signature",
-    "keys",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    metavar="KEY",
-    help="A public key that must have signed it; of several, one.",
-)
+@signature_option
 @policy_option
 @click.option(
     "--if-there", is_flag=True, help="Where the registry has none of the name, do nothing."

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginewright.cli.engine_options import ArtifactName, engine_options, policy_option
+from enginewright.cli.engine_options import (
+    ArtifactName,
+    engine_options,
+    policy_option,
+    signature_option,
+)
 from enginewright.cli.inspect import conformance_row
 from enginewright.cli.text import number, table
 from enginewright.runtime.errors import EnginewrightError
@@ -25,14 +30,7 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=ArtifactName(path_type=Path))
 @engine_options
 @policy_option
-@click.option(
-    "--require-signature",
-    "keys",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    metavar="KEY",
-    help="A public key that must have signed it; of several, one.",
-)
+@signature_option
 @click.option(
     "--attest/--no-attest",
     default=None,
