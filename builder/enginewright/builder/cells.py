@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from enginewright.builder.child_process import run_child
 from enginewright.builder.matrix import Cell
 from enginewright.builder.recipe import make_recipe
 from enginewright.runtime.cores import available_cores
@@ -108,20 +108,7 @@ def _run(job: Path, answer: Path, said: Path, threads: int | None, tell: Tell) -
     environment = dict(os.environ)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    with (
-        said.open("wb") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tell(line.rstrip())
-        except BaseException:
-            process.kill()  # an interrupted build must not leave its cells behind
-            raise
-    return process.returncode
+    return run_child(command, environment, said, tell)
 
 
 def _built(cell: Cell, seconds: float, path: Path) -> Outcome:

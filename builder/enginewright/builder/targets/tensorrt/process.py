@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from enginewright.builder.child_process import run_child
 from enginewright.builder.targets.tensorrt.job import Job, Outcome
 from enginewright.builder.targets.tensorrt.library import Library
 from enginewright.runtime.errors import BuildError
@@ -34,21 +34,11 @@ def compile_job(job: Job, library: Library, progress: Callable[[str], None]) -> 
 
 
 def _run(command: list[str], library: Library, said: Path, progress: Callable[[str], None]) -> int:
-    with (
-        library.environment() as environment,
-        said.open("wb") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                progress(f"{library.name}: {line.rstrip()}")
-        except BaseException:
-            process.kill()  # an interrupted build must not leave its process behind
-            raise
-    return process.returncode
+    def tell(line: str) -> None:
+        progress(f"{library.name}: {line}")
+
+    with library.environment() as environment:
+        return run_child(command, environment, said, tell)
 
 
 def _death(library: Library, status: int, said: str) -> str:
