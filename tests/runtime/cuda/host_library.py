@@ -84,9 +84,13 @@ def entry(layout: Any, top: bool = False) -> EngineEntry:
 
 
 class Library:
-    """What the runtime asks of the module, and an engine; ``log`` notes what contexts are told."""
+    """What the runtime asks of the module, and an engine.
 
-    def __init__(self, capturable: bool = True) -> None:
+    ``capturable``: what contexts tell of themselves; "fails" tells yes, and refuses the second run
+    of a context, which is the one that is captured.
+    """
+
+    def __init__(self, capturable: str = "yes") -> None:
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
         self.device_memory_size_v2 = 1024
         self.driver = ctypes.CDLL("libcuda.so.1")
@@ -127,6 +131,7 @@ class Context:
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._kept: list[Any] = []
+        self.refused = 0
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size == self._library.device_memory_size_v2
@@ -144,9 +149,13 @@ class Context:
         return address % (256 if name in ("top_ids", "log_normalizer") else 4) == 0
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self._library.capturable
+        return self._library.capturable != "no"
 
     def execute_async_v3(self, stream: int) -> bool:
+        if self._library.capturable == "fails" and len(self._kept) == 1 and self._profile == 0:
+            self.refused += 1
+            self._kept.append(None)
+            return False
         tensors = Tensors(dict(self._addresses), dict(self._shapes))
         rows, width = tensors.shapes["input_ids"]
         (wanted,) = tensors.shapes["logits_index"]

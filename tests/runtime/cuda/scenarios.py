@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import host_library
@@ -202,7 +203,7 @@ def _artifact(folder: Path, entry: EngineEntry) -> Artifact:
 
 def any_mix(layout: str, capturable: str = "yes") -> None:
     """Requests of all lengths that come and go give what each gives alone."""
-    library, core, engine = _core(layout, capturable == "yes")
+    library, core, engine = _core(layout, capturable)
     rng = np.random.default_rng(3)
     requests = [
         (rng.integers(0, 31, rng.integers(1, 40)).tolist(), int(rng.integers(1, 20)))
@@ -222,6 +223,8 @@ def any_mix(layout: str, capturable: str = "yes") -> None:
     buckets = {1, 2, 4, 6} if layout == "paged" else set(range(1, BATCH + 1))
     assert set(decodes) <= buckets
     assert len(library.contexts) == 1 + len(set(decodes)), "a context for each graph"
+    buckets_tried = sum(context.refused for context in library.contexts)
+    assert buckets_tried == (len(set(decodes)) if capturable == "fails" else 0), "tried once each"
     _closed(engine)
 
 
@@ -275,7 +278,7 @@ def logits_of_many_positions() -> None:
 
 def highest_logits(layout: str, capturable: str = "yes") -> None:
     """Greedy requests are served from the highest logits; others fetch the rows that they need."""
-    _, core, engine = _core(layout, capturable == "yes", top=True)
+    _, core, engine = _core(layout, capturable, top=True)
     fetched: list[int] = []
     download = Stream.download
 
@@ -365,11 +368,11 @@ def a_smaller_pool() -> None:
 
 
 def _core(
-    layout: Any, capturable: bool = True, *, top: bool = False
+    layout: Any, capturable: str = "yes", *, top: bool = False
 ) -> tuple[Library, EngineCore, TensorRTEngine]:
     library, device, owned = Library(capturable), Device(), ExitStack()
     owned.callback(device.close)
-    messages: Any = None
+    messages: Any = SimpleNamespace(take=lambda: "not while capturing")
     key = JitKey("", "", "", "", "")
     opened = OpenEngine(library, library, library, messages, device, key, owned)
     engine = TensorRTEngine(opened, host_library.entry(layout, top), chunk_invariant=False)

@@ -31,13 +31,13 @@ def test_scenario(on_host_driver: Any, scenario: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["slots", "paged"])
-@pytest.mark.parametrize("capturable", ["yes", "no"])
+@pytest.mark.parametrize("capturable", ["yes", "no", "fails"])
 def test_any_mix_of_requests(on_host_driver: Any, layout: str, capturable: str) -> None:
     on_host_driver("any_mix", layout, capturable)
 
 
 @pytest.mark.parametrize("layout", ["slots", "paged"])
-@pytest.mark.parametrize("capturable", ["yes", "no"])
+@pytest.mark.parametrize("capturable", ["yes", "no", "fails"])
 def test_the_highest_logits_alone_come_back(
     on_host_driver: Any, layout: str, capturable: str
 ) -> None:

@@ -3,12 +3,13 @@
 Inputs go to the device in one copy, TensorRT runs, logits [L, V] float32 (or the highest alone, see
 step_memory.py) come back to pinned memory, and the host waits once. Decode steps run all of that as
 one CUDA graph for each bucket of rows (planning.py); the first step of a bucket runs as it is, and
-is captured then. The caches never leave the device: outputs ``*.out`` have the addresses of the
+is captured then; where that fails, the bucket's steps run as they are. The caches never leave the device: outputs ``*.out`` have the addresses of the
 inputs.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from enginewright.runtime.cuda.graph import Graph
 from enginewright.runtime.cuda.memory import DeviceBuffer
 from enginewright.runtime.cuda.stream import Stream
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepLogits
+from enginewright.runtime.errors import DeviceError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,10 +62,14 @@ class OpenEngine:
 
 @dataclass
 class Bucket:
-    """A decode step of so many rows: its context, and its graph once it is captured."""
+    """A decode step of so many rows: its context, and its graph once it is captured.
+
+    ``captures`` turns false where that failed: it is not tried at every step.
+    """
 
     executor: Executor
     graph: Graph | None = None
+    captures: bool = True
 
 
 class TensorRTEngine(Engine):
@@ -161,8 +169,12 @@ class TensorRTEngine(Engine):
 
         queue()
         self._stream.synchronize()
-        if found.executor.capturable(self._stream):
-            found.graph = Graph.capture(self._stream, queue)
+        if found.captures and found.executor.capturable(self._stream):
+            try:
+                found.graph = Graph.capture(self._stream, queue)
+            except DeviceError as error:  # the step itself is done
+                found.captures = False
+                logger.warning("decode steps of %d rows run without a graph: %s", step.rows, error)
             self._jit.save()
 
     def _queue(self, executor: Executor, step: BoundStep, memory: StepMemory) -> None:
