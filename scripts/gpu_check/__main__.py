@@ -35,14 +35,20 @@ def main() -> int:
 
 
 def _run(output: Path) -> int:
-    from scripts.gpu_check import attention_rows, device, engines
+    from scripts.gpu_check import attention_rows, decode_step, device, engines
 
     facts = device.facts()
     bandwidth = device.read_bandwidth()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        kernels = attention_rows.rows(Path(folder), facts["capability"], bandwidth)
-        for row in chain([device.bandwidth_row(bandwidth)], kernels, engines.rows()):
+        place, capability = Path(folder), facts["capability"]
+        checks = chain(
+            [device.bandwidth_row(bandwidth)],
+            attention_rows.rows(place, capability, bandwidth),
+            engines.rows(),
+            decode_step.rows(place, decode_step.targets(capability), bandwidth),
+        )
+        for row in checks:
             print(f"{row.section}: {row.what}: {row.value} {row.verdict}", flush=True)
             rows.append(row)
             write(output, facts, rows)  # a run that is cut off keeps what it found

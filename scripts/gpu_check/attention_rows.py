@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from enginewright.runtime.cuda.modules import KernelModules
 from scripts.gpu_check.attention import Case, Node, load
 from scripts.gpu_check.report import Row
 from scripts.gpu_check.timing import microseconds
@@ -57,17 +58,20 @@ def rows(folder: Path, capability: str, bandwidth: float) -> Iterator[Row]:
         return
     for case in (*RAGGED, *DECODE, *PREFILL):
         try:
-            node = Node(case, kernels)
-            node.run()
-            yield _parity(node)
-            if case in DECODE:
-                yield _decode_speed(node, bandwidth)
-            elif case in PREFILL:
-                yield _prefill_speed(node)
+            yield from _case(case, kernels, bandwidth)
         except Exception as error:  # noqa: BLE001  one case must not lose the others' figures
             yield Row("attention", case.name, repr(error)[:200], verdict="FAILED")
-        node = None
         torch.cuda.empty_cache()
+
+
+def _case(case: Case, kernels: KernelModules, bandwidth: float) -> Iterator[Row]:
+    node = Node(case, kernels)
+    node.run()
+    yield _parity(node)
+    if case in DECODE:
+        yield _decode_speed(node, bandwidth)
+    elif case in PREFILL:
+        yield _prefill_speed(node)
 
 
 def _parity(node: Node) -> Row:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from enginewright.plugins.attention.cuda.config import CAPABILITIES, KernelConfig, tile
+from enginewright.plugins.attention.cuda.config import CAPABILITIES, KERNELS, KernelConfig, tile
 from enginewright.plugins.attention.cuda.interpret import interpreter, run
 from enginewright.plugins.attention.cuda.parity import (
     CASES,
@@ -54,23 +54,26 @@ def parity() -> Iterator[str]:
 
 
 def resources() -> Iterator[str]:
-    """A row for each attention kernel and capability: tile, registers, spills, shared memory."""
+    """A row for each kernel and the capabilities at which it comes out the same."""
     from enginewright.plugins.attention.cuda.compile import compile_kernels
 
-    yield "| D | cache | kernel | capability | tile | warps | registers | spilled | shared KiB |"
+    yield "| D | cache | kernel | capabilities | tile | warps | registers | spilled | shared KiB |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for config in CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
             compiled = compile_kernels([config], CAPABILITIES, Path(folder))
+        found: dict[tuple[str, str], list[str]] = {}
         for entry in compiled.entries:
-            if entry.kernel not in ("decode", "prefill"):
-                continue
             cut = tile(config, entry.kernel, entry.capability)
-            yield (
-                f"| {config.head_dim} | {config.cache} | {entry.kernel} | {entry.capability} | "
-                f"{cut.rows} x {cut.tokens} | {entry.num_warps} | {entry.registers} | "
-                f"{entry.spill_bytes} | {entry.shared_bytes / 1024:.0f} |"
+            size = f"{cut.rows} x {cut.tokens}" if cut.tokens else str(cut.rows)
+            taken = (
+                f"{size} | {entry.num_warps} | {entry.registers} | {entry.spill_bytes} | "
+                f"{entry.shared_bytes / 1024:.1f}"
             )
+            found.setdefault((entry.kernel, taken), []).append(entry.capability)
+        for kernel, taken in sorted(found, key=lambda row: KERNELS.index(row[0])):
+            where = ", ".join(found[kernel, taken])
+            yield f"| {config.head_dim} | {config.cache} | {kernel} | {where} | {taken} |"
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {"parity": parity, "resources": resources}

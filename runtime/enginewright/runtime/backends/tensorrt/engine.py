@@ -3,8 +3,8 @@
 Inputs go to the device in one copy, TensorRT runs, logits [L, V] float32 (or the highest alone, see
 step_memory.py) come back to pinned memory, and the host waits once. Decode steps run all of that as
 one CUDA graph for each bucket of rows (planning.py); the first step of a bucket runs as it is, and
-is captured then; where that fails, the bucket's steps run as they are. The caches never leave the device: outputs ``*.out`` have the addresses of the
-inputs.
+is captured then; where that fails, the bucket's steps run as they are. The caches never leave the
+device: outputs ``*.out`` have the addresses of the inputs.
 """
 
 from __future__ import annotations
