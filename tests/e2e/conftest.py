@@ -19,7 +19,7 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """``built(precision)``: the artifact of the published recipe; they share the export.
+    """``built("cpu-int8")``: the artifact of a published recipe; they share the export.
 
     Each build is a process of its own, so that the memory which it notes is its own too.
     """
@@ -30,13 +30,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     output = tmp_path_factory.mktemp("artifacts")
     made: dict[str, Path] = {}
 
-    def get(precision: str) -> Path:
-        if precision not in made:
-            recipe = RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml"
+    def get(variant: str) -> Path:
+        if variant not in made:
+            recipe = RECIPES / f"smollm2-135m-instruct-{variant}.yaml"
             command = [sys.executable, "-m", "enginewright.cli", "build", recipe, "-o", output]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            made[precision] = Path(said.strip())
-        return made[precision]
+            made[variant] = Path(said.strip())
+        return made[variant]
 
     return get
 
@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="session")
 def int8(built: Build) -> Path:
     """The artifact that the documents' and examples' tests use."""
-    return built("int8")
+    return built("cpu-int8")
 
 
 @pytest.fixture(scope="module")

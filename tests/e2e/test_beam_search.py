@@ -30,7 +30,7 @@ SEARCHES = [
 
 @pytest.fixture(scope="module")
 def llm(built: Callable[[str], Path]) -> Any:
-    with LLM(built("fp32")) as llm:
+    with LLM(built("cpu-fp32")) as llm:
         yield llm
 
 

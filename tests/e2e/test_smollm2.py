@@ -31,7 +31,7 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
 def artifact(request: pytest.FixtureRequest, built: Build) -> Path:
-    return built(request.param)
+    return built(f"cpu-{request.param}")
 
 
 PLANS = [
@@ -46,7 +46,7 @@ def _conformance(artifact: Path, plan: str) -> dict[str, float]:
 
 
 def test_greedy_ids_of_fp32_equal_hugging_faces(built: Build):
-    measures = _conformance(built("fp32"), "plain")
+    measures = _conformance(built("cpu-fp32"), "plain")
     assert measures["greedy_prompts"] == 20
     assert measures["greedy_prompts_equal"] == 20
     assert measures["greedy_ties"] == 0
@@ -54,7 +54,7 @@ def test_greedy_ids_of_fp32_equal_hugging_faces(built: Build):
 
 @pytest.mark.parametrize(("precision", "plan"), PLANS)
 def test_rounded_engines_are_near_lossless(built: Build, precision: str, plan: str):
-    measures = _conformance(built(precision), plan)
+    measures = _conformance(built(f"cpu-{precision}"), plan)
     assert measures["top1_agreement"] >= 0.95
     assert measures["perplexity"] <= 1.01 * measures["reference_perplexity"]
     assert measures["prefill_invariant"] is True
@@ -67,10 +67,10 @@ def test_int8_with_our_operators_answers_as_hugging_face_does(built: Build):
 
     A continuation may part from the model's only where two tokens are next to equal in fp32.
     """
-    measures = _conformance(built("int8"), "native")
+    measures = _conformance(built("cpu-int8"), "native")
     assert measures["greedy_prompts_equal"] >= 19
     assert measures["mean_kl"] < 1e-5
-    gaps = _gaps_where_greedy_parts(built("int8"), built("fp32"))
+    gaps = _gaps_where_greedy_parts(built("cpu-int8"), built("cpu-fp32"))
     assert len(gaps) == 20 - measures["greedy_prompts_equal"]
     assert all(gap < 0.01 for gap in gaps)
 
@@ -97,7 +97,7 @@ def _gaps_where_greedy_parts(artifact: Path, exact: Path) -> list[float]:
 def test_sampling_does_not_depend_on_the_batch(built: Build, precision: str, plan: str):
     prompts = ["The capital of Italy is", "Once", "A recipe for bread: take flour, water and"]
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=12, ignore_eos=True)
-    with LLM(built(precision), plan=plan) as llm:
+    with LLM(built(f"cpu-{precision}"), plan=plan) as llm:
         together = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
         alone = [llm.generate(prompt, params)[0].outputs[0].token_ids for prompt in prompts]
     assert together == alone
@@ -144,7 +144,10 @@ def test_verify_passes_without_torch(built: Build):
         "*(m for m in ('torch', 'transformers', 'onnx') if m in sys.modules))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(built("int8"))], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(built("cpu-int8"))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert ran.stdout.split() == ["True"]
 
@@ -152,7 +155,7 @@ def test_verify_passes_without_torch(built: Build):
 def test_an_id_of_fp32_does_not_depend_on_the_batch(built: Build):
     prompts = ["The capital of Italy is", "Once", "A recipe for bread: take flour, water and"]
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=12, ignore_eos=True)
-    with LLM(built("fp32")) as llm:
+    with LLM(built("cpu-fp32")) as llm:
         together = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
         alone = [llm.generate(prompt, params)[0].outputs[0].token_ids for prompt in prompts]
     assert together == alone
@@ -161,14 +164,16 @@ def test_an_id_of_fp32_does_not_depend_on_the_batch(built: Build):
 def test_compiling_stays_within_the_stored_size(built: Build):
     """Passes and quantization: anonymous memory within 1.5 times the source's stored bytes."""
     for precision in ("fp32", "int8", "int4"):
-        stages = json.loads((built(precision) / "evidence" / "build.json").read_text())["stages"]
+        stages = json.loads((built(f"cpu-{precision}") / "evidence" / "build.json").read_text())[
+            "stages"
+        ]
         recipe = load_recipe(RECIPES / f"smollm2-135m-instruct-cpu-{precision}.yaml")
         stored = open_source(recipe.source).stored_bytes
         assert 0 < stages["compile"]["anonymous_growth_bytes"] <= 1.5 * stored
 
 
 def test_two_builds_are_equal_byte_for_byte(built: Build, tmp_path: Path):
-    first = built("int8")
+    first = built("cpu-int8")
     recipe = load_recipe(RECIPES / "smollm2-135m-instruct-cpu-int8.yaml")
     second = build(recipe, tmp_path, progress=print)
     for path in sorted(first.rglob("*")):
@@ -181,7 +186,7 @@ def test_verify_finds_one_flipped_byte(built: Build, tmp_path: Path):
     from enginewright.runtime.errors import IntegrityError
 
     spoilt = tmp_path / "spoilt"
-    subprocess.run(["cp", "-r", str(built("int4")), str(spoilt)], check=True)
+    subprocess.run(["cp", "-r", str(built("cpu-int4")), str(spoilt)], check=True)
     weights = spoilt / "engine" / "weights.bin"
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 3)

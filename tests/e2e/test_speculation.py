@@ -28,7 +28,7 @@ def _always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=["int4", "int8"])
 def artifact(request: pytest.FixtureRequest, built: Build) -> Path:
-    return built(request.param)
+    return built(f"cpu-{request.param}")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_no_id_changes(plain: LLM, artifact: Path, built: Build, method: str) -> None:
-    config = CONFIGS[method] | ({"model": built("int4")} if method == "draft" else {})
+    config = CONFIGS[method] | ({"model": built("cpu-int4")} if method == "draft" else {})
     conversations = [[{"role": "user", "content": text}] for text in QUESTIONS.values()]
     params = [
         SamplingParams(temperature=0, max_tokens=28),
