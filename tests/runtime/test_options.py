@@ -10,6 +10,7 @@ import pytest
 
 from enginewright.runtime import LLM, SamplingParams
 from enginewright.runtime.errors import ChatTemplateError, EnginewrightError, RequestError
+from enginewright.runtime.options import MOST_THREADS
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,14 @@ def test_integers_of_numpy_are_integers(tiny_artifact: Path) -> None:
     with LLM(tiny_artifact, **{name: np.int64(value) for name, value in options.items()}) as llm:
         assert (llm.max_batch, llm.max_context) == (2, 40)
         assert llm.generate([1, 2], params)[0].outputs[0].token_ids == expected
+
+
+def test_more_threads_than_the_machine_has_give_the_same_tokens(tiny_artifact: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    prompts = [[1, 2, 3], [4] * 40]
+    with LLM(tiny_artifact, threads=1) as one, LLM(tiny_artifact, threads=MOST_THREADS) as many:
+        expected = [each.outputs[0].token_ids for each in one.generate(prompts, params)]
+        assert [each.outputs[0].token_ids for each in many.generate(prompts, params)] == expected
 
 
 @pytest.mark.parametrize("chunk", [0, "2", 1.5, True])
