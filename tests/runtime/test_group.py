@@ -103,9 +103,31 @@ def test_moments_are_in_order(null_engine: Any) -> None:
     follow(EngineCore(engine), each, FINAL)
     metrics = each.output().metrics
     assert metrics is not None
+    assert metrics.first_scheduled_time is not None
     assert metrics.first_token_time is not None
     assert metrics.finished_time is not None
-    assert metrics.arrival_time <= metrics.first_token_time <= metrics.finished_time
+    assert metrics.arrival_time <= metrics.first_scheduled_time <= metrics.first_token_time
+    assert metrics.first_token_time <= metrics.finished_time
+
+
+def test_a_request_is_scheduled_when_there_is_room_for_it(null_engine: Any) -> None:
+    engine = null_engine(max_batch=1)
+    core = EngineCore(engine)
+    both = [group(engine, SamplingParams(max_tokens=3), first) for first in (0, 1)]
+    for each in both:
+        core.add(each)
+    core.step()
+    waiting = both[1].output().metrics
+    assert waiting is not None
+    assert waiting.first_scheduled_time is None
+    while core.busy:
+        core.step()
+    first, second = (each.output().metrics for each in both)
+    assert first is not None
+    assert first.finished_time is not None
+    assert second is not None
+    assert second.first_scheduled_time is not None
+    assert second.arrival_time < first.finished_time <= second.first_scheduled_time
 
 
 def test_one_failed_output_does_not_fail_the_others(null_engine: Any) -> None:

@@ -152,13 +152,22 @@ def test_thoughts_are_told_apart_where_the_prompt_begins_them(
     messages: Any = [*USER, {"role": "assistant", "content": opening}]
     extra = {"continue_final_message": True, "add_generation_prompt": False}
     asked = {"model": "tiny", "messages": messages, "max_tokens": 9, "seed": 1}
-    (choice,) = client.chat.completions.create(extra_body=extra, **asked).choices
-    told = choice.message.model_dump()
+    answer = client.chat.completions.create(extra_body=extra, **asked)
+    told = answer.choices[0].message.model_dump()
+    usage: Any = answer.usage
+    thought = usage.completion_tokens if format == "reasoning" else 0
+    assert usage.completion_tokens_details.reasoning_tokens == thought
 
     assert bool(told.get("reasoning")) == (format == "reasoning")
     assert bool(told["content"]) == (format == "content")
     streamed = {"reasoning": "", "content": ""}
-    for chunk in client.chat.completions.create(stream=True, extra_body=extra, **asked):
+    stream = client.chat.completions.create(
+        stream=True, stream_options={"include_usage": True}, extra_body=extra, **asked
+    )
+    for chunk in stream:
+        if not chunk.choices:
+            assert chunk.usage == usage
+            continue
         delta = chunk.choices[0].delta.model_dump()
         for name in streamed:
             streamed[name] += delta.get(name) or ""

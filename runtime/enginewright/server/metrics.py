@@ -7,19 +7,19 @@ import contextlib
 import math
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from enginewright.runtime import BeamSearchParams, EngineStats, RequestOutput
+from enginewright.runtime import BeamSearchParams, EngineStats, RequestMetrics, RequestOutput
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.server.access_log import Record
+from enginewright.server.metric_families import PREFIX, families
 from enginewright.server.registry import ServedModel, ServedModels
 from enginewright.server.serving.sampling import Params
 
-PREFIX = "enginewright:"
 _PATIENCE = 2.0
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 10)
@@ -31,7 +31,10 @@ _HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "inter_token_latency_seconds": ("Between two tokens of an output.", _BETWEEN),
     "request_time_per_output_token_seconds": ("Mean of a request.", _BETWEEN),
     "e2e_request_latency_seconds": ("From arrival to the end.", _SECONDS),
+    "request_queue_time_seconds": ("From arrival until the engine took it up.", _SECONDS),
+    "request_prefill_time_seconds": ("From there to the first token.", _SECONDS),
     "request_decode_time_seconds": ("From the first token to the last.", _SECONDS),
+    "request_inference_time_seconds": ("Prefill and decode together.", _SECONDS),
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
     "request_generation_tokens": ("Tokens of all outputs of a prompt.", _TOKENS),
     "request_params_n": ("The parameter n.", _COUNT),
@@ -61,6 +64,7 @@ class Watch:
         self._metrics, self._params, self._record = metrics, params, record
         self._started, self._last = time.perf_counter(), 0.0
         self._first, self._made, self._ended = 0.0, 0, False
+        self._told: RequestMetrics | None = None
         self._between = metrics.histograms["inter_token_latency_seconds"]
         record.model = metrics.model.name
 
@@ -80,7 +84,7 @@ class Watch:
         for each in output.outputs:
             if each.finish_reason is not None:
                 self._metrics.ended[each.finish_reason] += 1
-        self._ended = output.finished
+        self._ended, self._told = output.finished, output.metrics
 
     def end(self) -> None:
         """The prompt has ended, one way or another."""
@@ -90,10 +94,25 @@ class Watch:
         seen, metrics = time.perf_counter(), self._metrics.histograms
         metrics["e2e_request_latency_seconds"].observe(seen - self._started)
         metrics["request_generation_tokens"].observe(self._made)
-        metrics["request_decode_time_seconds"].observe(self._last - self._first)
+        self._observe_phases()
         if self._made > 1 and self._last > self._first:
             each = (self._last - self._first) / (self._made - 1)
             metrics["request_time_per_output_token_seconds"].observe(each)
+
+    def _observe_phases(self) -> None:
+        """By the engine's own moments; a prompt that failed before its first token has none."""
+        told = self._told
+        if told is None or told.first_scheduled_time is None or told.first_token_time is None:
+            return
+        assert told.finished_time is not None
+        seconds = {
+            "queue": told.first_scheduled_time - told.arrival_time,
+            "prefill": told.first_token_time - told.first_scheduled_time,
+            "decode": told.finished_time - told.first_token_time,
+            "inference": told.finished_time - told.first_scheduled_time,
+        }
+        for phase, each in seconds.items():
+            self._metrics.histograms[f"request_{phase}_time_seconds"].observe(each)
 
     def _begin(self, output: RequestOutput) -> None:
         """The first output; of one that is told at its end, when its first token came."""
@@ -143,51 +162,4 @@ class Metrics(Collector):
                         each.stats = await each.model.engine.stats()
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._counters()
-        yield from self._gauges()
-
-    def _counters(self) -> Iterator[Metric]:
-        def family(name: str, told: str, labels: Sequence[str] = ()) -> CounterMetricFamily:
-            return CounterMetricFamily(PREFIX + name, told, labels=["model_name", *labels])
-
-        plain = {
-            "prompt_tokens": ("Tokens of prompts.", "prompt_tokens"),
-            "generation_tokens": ("Tokens of outputs.", "generation_tokens"),
-            "prefix_cache_queries": ("Tokens that were looked for.", "prompt_tokens"),
-            "prefix_cache_hits": ("Tokens that were found in the cache.", "cached_tokens"),
-        }
-        for name, (told, attribute) in plain.items():
-            found = family(name, told)
-            for each in self._models:
-                found.add_metric([each.model.name], getattr(each, attribute))
-            yield found
-        ended = family("request_success", "Outputs that ended, by reason.", ["finished_reason"])
-        rejected = family("admission_rejections", "Requests refused, for too many waited.")
-        preempted = family("num_preemptions", "How often a row gave up its room.")
-        for each in self._models:
-            for reason, count in each.ended.items():
-                ended.add_metric([each.model.name, reason], count)
-            rejected.add_metric([each.model.name], each.model.rejected)
-            preempted.add_metric([each.model.name], each.stats.preemptions if each.stats else 0)
-        yield from (ended, rejected, preempted)
-
-    def _gauges(self) -> Iterator[Metric]:
-        told = {
-            "num_requests_running": "Outputs in the engine's steps.",
-            "num_requests_waiting": "Outputs that wait for room.",
-            "kv_cache_usage_perc": "Part of the cache that running outputs hold; 1 is all.",
-            "model_load_seconds": "From the start of loading until requests were taken.",
-            "engine_up": "Whether the engine takes requests.",
-        }
-        families = {
-            name: GaugeMetricFamily(PREFIX + name, line, labels=["model_name"])
-            for name, line in told.items()
-        }
-        for each in self._models:
-            stats = each.stats or EngineStats()
-            values = (stats.running, stats.waiting, stats.cache_usage, each.model.load_seconds)
-            for family, value in zip(
-                families.values(), (*values, float(each.model.ready)), strict=True
-            ):
-                family.add_metric([each.model.name], value)
-        yield from families.values()
+        return families(self._models)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from enginewright.server.serving.call import Counts
 from enginewright.server.serving.chat import ChatCall
-from enginewright.server.serving.pieces import Piece
+from enginewright.server.serving.pieces import Piece, reasoning_tokens
 from enginewright.server.serving.usage import usage_of
 from enginewright.server.wire import to_bytes, to_json
 
@@ -35,7 +35,7 @@ class Builder(Protocol):
 async def build_whole(chat: ChatCall, builder: Builder) -> None:
     """Run the chat to its end, and have it built; nobody hears the events."""
     output, pieces = await chat.finish()
-    builder.count(usage_of([output], chat.call.usage.details))
+    builder.count(usage_of([output], chat.call.usage.details, reasoning_tokens(pieces)))
     for piece in pieces:
         for _ in builder.feed(piece):
             pass
@@ -48,7 +48,7 @@ async def events_of(chat: ChatCall, builder: Builder) -> AsyncGenerator[bytes]:
     counts, begun = Counts(chat.call), False
     async with aclosing(chat.pieces()) as outputs:
         async for output, pieces in outputs:
-            counts.take(0, output)
+            counts.take(0, output, pieces)
             made = [] if begun else [*builder.begin()]
             begun = True
             for piece in pieces:

@@ -54,6 +54,7 @@ def test_the_stream_ends_with_what_a_whole_answer_is(claude: Any) -> None:
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look"}])
 def test_a_demanded_call_and_its_result(claude: Any, choice: Any) -> None:
     asked: Any = {"model": "tiny", "max_tokens": 200, "tools": [TOOL], "tool_choice": choice}
+    asked["extra_body"] = {"seed": 3}
     answer = claude.messages.create(messages=USER, **asked)
     use = answer.content[0]
     assert (use.type, answer.stop_reason) == ("tool_use", "tool_use")

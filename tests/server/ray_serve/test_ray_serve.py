@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -14,42 +13,23 @@ from typing import Any
 
 import openai
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from enginewright.runtime import LLM, SamplingParams
+from tests.server.ray_serve.conftest import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
+DOCS = Path(__file__).parents[3] / "docs" / "serving-clients.md"
 USER: Any = [{"role": "user", "content": "Call me Ishmael."}]
 LONG = "It was the best of times, it was the worst of times. "
-PATIENCE = 120.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes, each with the CPUs for one replica; one CPU more, for Ray's router."""
-    pytest.importorskip("ray.serve", reason="the extra ray is not installed")
-    import ray
-    from ray import serve
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
-    found.add_node(num_cpus=2)
-    ray.init(address=found.address, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
-    try:
-        yield found
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        found.shutdown()
 
 
 @pytest.fixture
 def run(cluster: Any, tiny_artifact: Path) -> Iterator[Callable[..., str]]:
-    """``run(min_replicas=2, ...)``: the application of a config file with these counts; its URL."""
+    """``run(min_replicas=2, ...)``: the application with these counts; its URL."""
     from ray import serve
-    from ray.serve.context import _get_global_client
 
     from enginewright.server.ray_serve.application import application
 
@@ -57,17 +37,17 @@ def run(cluster: Any, tiny_artifact: Path) -> Iterator[Callable[..., str]]:
         model = {"model": str(tiny_artifact), "threads": 1, "served_model_name": ["tiny"]}
         args = {"models": [model], "enable_prompt_tokens_details": True}
         serve.run(application({**args, "ray": {"num_cpus": 2, **ray}}), name="enginewright")
-        port = _get_global_client().http_config.port
-        return f"http://127.0.0.1:{port}"
+        return address()
 
     yield start
     serve.delete("enginewright")
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def address() -> str:
+    """Where Serve's proxies listen."""
+    from ray.serve.context import _get_global_client
+
+    return f"http://127.0.0.1:{_get_global_client().http_config.port}"
 
 
 def replicas() -> int:
@@ -78,30 +58,97 @@ def replicas() -> int:
     return int(deployments["Engines"].replica_states.get("RUNNING", 0))
 
 
-def metric(url: str, name: str) -> float:
-    """The sum of a metric, of the replica that is asked."""
+def metrics(url: str) -> dict[str, float]:
+    """The sum of each metric, of the replica that answers."""
     with urllib.request.urlopen(f"{url}/metrics") as answer:
         families = text_string_to_metric_families(answer.read().decode())
-    samples = (sample for family in families for sample in family.samples)
-    return sum(sample.value for sample in samples if sample.name == f"enginewright:{name}")
+    found: dict[str, float] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        name = sample.name.removeprefix("enginewright:")
+        found[name] = found.get(name, 0.0) + sample.value
+    return found
 
 
-def test_answers_are_those_of_the_offline_api(run: Callable[..., str], offline: LLM) -> None:
-    url = run(min_replicas=2, max_replicas=2)
+def expected_texts(offline: LLM, seeds: range, max_tokens: int) -> list[str]:
+    params = [SamplingParams(max_tokens=max_tokens, seed=s, ignore_eos=True) for s in seeds]
+    found = offline.chat([USER] * len(seeds), params, use_tqdm=False)
+    texts = [each.outputs[0].text for each in found]
+    assert all(texts)
+    return texts
+
+
+async def ask(client: openai.AsyncOpenAI, seed: int, max_tokens: int) -> str:
+    """The answer; streamed where the seed is odd."""
+    asked: Any = {"model": "tiny", "messages": USER, "max_tokens": max_tokens, "seed": seed}
+    asked["extra_body"] = {"ignore_eos": True}
+    if seed % 2 == 0:
+        answer = await client.chat.completions.create(**asked)
+        return str(answer.choices[0].message.content)
+    stream = await client.chat.completions.create(**asked, stream=True)
+    chunks = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+    assert len(chunks) > 2
+    return "".join(chunks)
+
+
+async def ask_all(url: str, seeds: range, max_tokens: int) -> list[str]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        return list(await asyncio.gather(*(ask(client, seed, max_tokens) for seed in seeds)))
+
+
+def test_answers_of_both_replicas_are_those_of_the_offline_api(
+    run: Callable[..., str], offline: LLM
+) -> None:
+    url, seeds, max_tokens = run(min_replicas=2, max_replicas=2, prefix_aware=False), range(32), 24
     assert replicas() == 2
-    (expected,) = offline.chat(USER, SamplingParams(max_tokens=9, seed=4), use_tqdm=False)
+    expected = expected_texts(offline, seeds, max_tokens)
+    assert asyncio.run(ask_all(url, seeds, max_tokens)) == expected
+    made: dict[float, float] = {}  # by replica, which its time of loading tells apart
+    end = time.monotonic() + PATIENCE
+    while len(made) < 2:
+        assert time.monotonic() < end, "the other replica never answers"
+        told = metrics(url)
+        made[told["model_load_seconds"]] = told["generation_tokens_total"]
+    assert all(made.values())
+    assert sum(made.values()) == len(seeds) * max_tokens
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-        asked: Any = {"model": "tiny", "messages": USER, "max_tokens": 9, "seed": 4}
-        for _ in range(4):  # by whichever replica
-            answer = client.chat.completions.create(**asked)
-            assert answer.choices[0].message.content == expected.outputs[0].text
-        with client.chat.completions.create(**asked, stream=True) as stream:
-            chunks = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
-        assert "".join(chunks) == expected.outputs[0].text
-        assert len(chunks) > 2
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="other", messages=USER)
         assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_the_config_file_of_the_documentation(
+    cluster: Any, tiny_artifact: Path, offline: LLM
+) -> None:
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    text = next(each for each in DOCS.read_text().split("```") if each.startswith("yaml\napplic"))
+    config = yaml.safe_load(text.removeprefix("yaml"))
+    (only,) = config["applications"]
+    only["args"]["models"] = [{"model": str(tiny_artifact), "served_model_name": "my-model"}]
+    only["args"]["ray"]["num_cpus"] = 2
+    _get_global_client().deploy_apps(ServeDeploySchema(**config), _blocking=True)
+    try:
+        (expected,) = expected_texts(offline, range(1), 9)
+        base = f"{address()}/v1"
+        with openai.OpenAI(base_url=base, api_key="secret", max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model="my-model",
+                messages=USER,
+                max_tokens=9,
+                seed=0,
+                extra_body={"ignore_eos": True},
+            )
+        assert answer.choices[0].message.content == expected
+        with (
+            openai.OpenAI(base_url=base, api_key="other", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.models.list()
+    finally:
+        serve.delete("enginewright")
 
 
 def test_what_begins_alike_goes_to_the_same_replica(run: Callable[..., str]) -> None:
@@ -121,22 +168,11 @@ def test_what_begins_alike_goes_to_the_same_replica(run: Callable[..., str]) -> 
 def test_load_brings_another_replica(run: Callable[..., str], offline: LLM) -> None:
     url = run(max_replicas=2, target_ongoing_requests=1, upscale_delay=1)
     assert replicas() == 1
-    (expected,) = offline.chat(USER, SamplingParams(max_tokens=400, seed=1), use_tqdm=False)
-
-    async def ask(client: openai.AsyncOpenAI, end: float) -> None:
-        while replicas() < 2:
-            assert time.monotonic() < end, "no second replica came"
-            answer = await client.chat.completions.create(
-                model="tiny", messages=USER, max_tokens=400, seed=1
-            )
-            assert answer.choices[0].message.content == expected.outputs[0].text
-
-    async def main() -> None:
-        end = time.monotonic() + PATIENCE
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
-            await asyncio.gather(*(ask(client, end) for _ in range(8)))
-
-    asyncio.run(main())
+    expected = expected_texts(offline, range(8), 400)
+    end = time.monotonic() + PATIENCE
+    while replicas() < 2:
+        assert time.monotonic() < end, "no second replica came"
+        assert asyncio.run(ask_all(url, range(8), 400)) == expected
 
 
 def test_a_client_that_goes_away_frees_its_place(run: Callable[..., str]) -> None:
@@ -147,41 +183,27 @@ def test_a_client_that_goes_away_frees_its_place(run: Callable[..., str]) -> Non
             with client.chat.completions.create(**asked, extra_body={"ignore_eos": True}) as stream:
                 next(iter(stream))
     end = time.monotonic() + PATIENCE
-    while metric(url, "num_requests_running"):
+    while metrics(url)["num_requests_running"]:
         assert time.monotonic() < end, "a request still runs"
-    assert metric(url, "generation_tokens_total") < 20 * 500
+    assert metrics(url)["generation_tokens_total"] < 20 * 300  # of 20 * 570
 
 
-def test_the_command_serves_until_it_is_told_to_end(tiny_artifact: Path) -> None:
-    pytest.importorskip("ray.serve", reason="the extra ray is not installed")
-    port = str(_free_port())
-    flags = ["--ray", "--port", port, "--threads", "1", "--api-key", "secret"]
+def test_the_command_on_a_cluster_that_runs(
+    cluster: Any, tiny_artifact: Path, offline: LLM
+) -> None:
+    """Serve runs there already, so its port stays; the application goes with the command."""
+    from ray import serve
+
+    flags = ["--ray", "--ray-address", cluster.address, "--num-cpus", "2", "--threads", "1"]
     command = [sys.executable, "-m", "enginewright.cli", "serve", f"tiny={tiny_artifact}", *flags]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            _wait_for(f"http://127.0.0.1:{port}/ready", process)
-            base = f"http://127.0.0.1:{port}/v1"
-            with openai.OpenAI(base_url=base, api_key="secret", max_retries=0) as client:
-                answer = client.completions.create(model="tiny", prompt="Call", max_tokens=3)
-                assert answer.choices[0].text
-            with (
-                openai.OpenAI(base_url=base, api_key="other", max_retries=0) as stranger,
-                pytest.raises(openai.AuthenticationError),
-            ):
-                stranger.models.list()
+            wait_for(f"{address()}/ready", process)
+            assert asyncio.run(ask_all(address(), range(2), 9)) == expected_texts(
+                offline, range(2), 9
+            )
             process.terminate()
             assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with urllib.request.urlopen(url):
-                return
-        except OSError:
-            assert process.poll() is None, "it ended"
-            assert time.monotonic() < end, "it does not start"
-            time.sleep(0.2)
+    assert "enginewright" not in serve.status().applications

@@ -96,6 +96,7 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
         max_output_tokens=4,
         top_logprobs=2,
         include=["message.output_text.logprobs"],
+        extra_body={"seed": 3},
     )
     text: Any = answer.output[0].content[0]  # type: ignore[union-attr]
     assert all(len(each.top_logprobs) == 2 for each in text.logprobs)

@@ -125,7 +125,12 @@ class BeamJob(Job):
 
     @property
     def metrics(self) -> RequestMetrics:
-        return RequestMetrics(self._arrived, self._first_token_at, self._finished_at)
+        return RequestMetrics(
+            arrival_time=self._arrived,
+            first_scheduled_time=self._first.admitted_at,
+            first_token_time=self._first_token_at,
+            finished_time=self._finished_at,
+        )
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """The text of a beam without the prompt, cut at its stop string."""

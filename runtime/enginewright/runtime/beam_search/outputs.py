@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.runtime.errors import EnginewrightError
-from enginewright.runtime.requests.outputs import FinishReason, Logprob
+from enginewright.runtime.requests.outputs import FinishReason, Logprob, RequestMetrics
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,4 @@ class BeamSearchOutput:
     sequences: list[BeamSearchSequence]
     error: EnginewrightError | None = None
     """Why the search failed while it ran; others were not harmed."""
+    metrics: RequestMetrics | None = field(default=None, compare=False)

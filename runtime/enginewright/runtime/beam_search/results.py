@@ -15,7 +15,7 @@ def beam_output(job: BeamJob) -> BeamSearchOutput:
     """The beams with their prompt."""
     logprobs = _Logprobs(job)
     sequences = [_sequence(job, each, logprobs) for each in job.hypotheses]
-    return BeamSearchOutput(sequences, error=job.error)
+    return BeamSearchOutput(sequences, error=job.error, metrics=job.metrics)
 
 
 def request_output(job: BeamJob) -> RequestOutput:

@@ -169,11 +169,12 @@ class RequestGroup(Job):
         first = [at for each in self.generations if (at := each.first_token_at) is not None]
         last = [at for each in self.generations if (at := each.finished_at) is not None]
         return RequestMetrics(
-            min(each.arrived for each in self.generations),
-            min(first, default=None),
-            max(last) if self.finished else None,
-            self._drafted,
-            self._accepted,
+            arrival_time=min(each.arrived for each in self.generations),
+            first_scheduled_time=self._first.admitted_at,
+            first_token_time=min(first, default=None),
+            finished_time=max(last) if self.finished else None,
+            num_draft_tokens=self._drafted,
+            num_accepted_tokens=self._accepted,
         )
 
 

@@ -70,6 +70,7 @@ class RequestMetrics:
     """
 
     arrival_time: float
+    first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
     num_draft_tokens: int = 0

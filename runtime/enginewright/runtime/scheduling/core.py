@@ -39,7 +39,7 @@ from enginewright.runtime.scheduling.scheduler import (
 )
 from enginewright.runtime.speculation.proposer import Wanted
 from enginewright.runtime.speculation.speculator import Drafts, Speculator
-from enginewright.runtime.stats import EngineStats
+from enginewright.runtime.stats import STEP_TOKENS, EngineStats, Tally
 
 LEAST_CACHE = 2
 """Tokens: one of a prompt and one of its output."""
@@ -72,6 +72,7 @@ class EngineCore:
         self._jobs: dict[int, Job] = {}
         self._in_use = threading.Lock()
         self._unwanted: deque[Job] = deque()
+        self._step_tokens = Tally(STEP_TOKENS)
 
     def describe(self) -> EngineInfo:
         """What the engine declares; no row can be longer than its cache."""
@@ -91,7 +92,9 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """How the engine stands; not in the middle of a step."""
         running, rows = self._scheduler.running, len(self._scheduler.rows)
-        return EngineStats(running, rows - running, self._cache.usage, self.preemptions)
+        return EngineStats(
+            running, rows - running, self._cache.usage, self.preemptions, self._step_tokens.read()
+        )
 
     def add(self, job: Job) -> None:
         """Queue a job; it must fit the engine's limits. Raises RequestError as ``check``."""
@@ -212,6 +215,7 @@ class EngineCore:
         started = time.perf_counter()
         logits = self._engine.step(batch)
         seconds = time.perf_counter() - started
+        self._step_tokens.add(plan.tokens)
         ready = {row.id for row in self._scheduler.complete(plan)}
         moved: dict[Job, dict[int, RowLogits]] = {}
         verified: dict[int, tuple[int, int]] = {}

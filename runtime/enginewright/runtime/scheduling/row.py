@@ -30,6 +30,8 @@ class Row:
     """Leading tokens that prefill and extend steps compute; the rest comes from decode steps."""
     cached: int | None = None
     """Tokens that were taken over from the cache when the row was admitted; None before that."""
+    admitted_at: float | None = None
+    """When it was first admitted, by ``time.perf_counter()``; None before that."""
     order: tuple[int, int] = field(default=(0, 0), init=False)
     """Who came first."""
 

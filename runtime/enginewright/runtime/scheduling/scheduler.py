@@ -16,6 +16,7 @@ batch invariant gives it the same logits every time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -69,6 +70,13 @@ class StepPlan:
     kind: StepKind
     parts: tuple[RowPart, ...]
     table: NDArray[np.int32]
+
+    @property
+    def tokens(self) -> int:
+        """How many it computes."""
+        if self.kind == "decode":
+            return len(self.parts)
+        return sum(part.length for part in self.parts)
 
 
 class Scheduler:
@@ -275,7 +283,7 @@ class Scheduler:
             taken -= 1  # it would be computed alone: computed again, its neighbour stays the same
         row.computed, row.live = taken, True
         if row.cached is None:
-            row.cached = taken
+            row.cached, row.admitted_at = taken, time.perf_counter()
         if row.rows > 1:
             self._cache.reserve(row.rows - 1, row.length)
         if taken and row.to_prefill - taken <= 1:

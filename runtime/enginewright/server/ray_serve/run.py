@@ -24,12 +24,12 @@ def run_over_ray(options: ServeOptions, how: RayOptions, address: str | None) ->
     """
     if options.uds is not None:
         raise EnginewrightError("uds with ray: Ray Serve listens on host and port; leave uds out")
-    stop = threading.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: stop.set())
     # The environment of replicas is that of their machine: keys travel with the options.
     options = dataclasses.replace(options, api_key=tuple(read_keys(options)), api_key_file=None)
     ray.init(address=address or "local", include_dashboard=False, log_to_driver=False)
+    stop = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set its own
+        signal.signal(each, lambda *_: stop.set())
     try:
         serve.start(proxy_location="EveryNode", http_options=_listening(options))
         serve.run(bind(options, how), name=APPLICATION, route_prefix=options.root_path or "/")

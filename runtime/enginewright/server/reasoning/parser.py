@@ -7,9 +7,11 @@ content is what the parser of tool calls is fed. Names: `reasoning/formats.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from enginewright.server.markers import Markers
+
+Stage = Literal["none", "open", "closed"]
 
 
 class Split(NamedTuple):
@@ -49,11 +51,18 @@ class ReasoningParser:
     """
 
     def __init__(self, form: ReasoningFormat, prompt: str = "") -> None:
+        self._form, self._prompt = form, prompt
         self._begins, self._ends = form.begins, Markers(form.ends)
         self._opened = form.always or form.opened_by(prompt)
         self._state = self._start
         self._held = ""
         self._thought = False
+        self.stage: Stage = "none"
+        """How far the thoughts are; none: there were none yet."""
+
+    def again(self) -> ReasoningParser:
+        """One for the same output, from its beginning."""
+        return ReasoningParser(self._form, self._prompt)
 
     def feed(self, text: str) -> Split:
         """Take in the next piece of the output."""
@@ -74,7 +83,7 @@ class ReasoningParser:
             self._state = self._answer
         else:
             self._held = text.removeprefix(mark or "")
-            self._state = self._think
+            self._state, self.stage = self._think, "open"
         return self._state(ended)
 
     def _think(self, ended: bool) -> Split:
@@ -82,7 +91,7 @@ class ReasoningParser:
         end = self._ends.search(text)
         if end is not None:
             self._held = text[end.end() :]
-            self._state = self._before_answer
+            self._state, self.stage = self._before_answer, "closed"
             return Split(text[: end.start()].rstrip(), self._state(ended).content)
         at = len(text) - (0 if ended else self._ends.unsettled(text))
         self._held = text[at:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from enginewright.server.registry import ServedModel
 from enginewright.server.serving.following import follow
 from enginewright.server.serving.logprobs import Spell
 from enginewright.server.serving.merge import merged
+from enginewright.server.serving.pieces import Piece
 from enginewright.server.serving.prompts import ReadPrompt
 from enginewright.server.serving.sampling import Params
 from enginewright.server.serving.usage import UsageWanted, usage
@@ -87,9 +88,13 @@ class Counts:
     call: Call
     made: dict[tuple[int, int], int] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
+    thoughts: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def take(self, place: int, output: RequestOutput) -> None:
-        """Count what came."""
+    def take(self, place: int, output: RequestOutput, pieces: Iterable[Piece] = ()) -> None:
+        """Count what came, and what was read of it."""
+        for piece in pieces:
+            if piece.reasoning_tokens is not None:
+                self.thoughts[place, piece.index] = piece.reasoning_tokens
         self.cached[place] = output.num_cached_tokens or 0
         for each in output.outputs:
             key = place, each.index
@@ -97,10 +102,12 @@ class Counts:
 
     def of(self, place: int, index: int) -> dict[str, Any]:
         """Usage of one output."""
-        return usage(len(self.call.prompts[place].ids), self.made[place, index])
+        prompt, thoughts = len(self.call.prompts[place].ids), self.thoughts.get((place, index))
+        return usage(prompt, self.made[place, index], thoughts=thoughts)
 
     def total(self) -> dict[str, Any]:
         """Usage of all."""
         prompt = sum(len(each.ids) for each in self.call.prompts)
         cached = sum(self.cached.values()) if self.call.usage.details else None
-        return usage(prompt, sum(self.made.values()), cached)
+        thoughts = sum(self.thoughts.values()) if self.thoughts else None
+        return usage(prompt, sum(self.made.values()), cached, thoughts)

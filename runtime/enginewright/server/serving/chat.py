@@ -6,7 +6,7 @@ that speak of conversations make theirs from the same pieces.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -79,6 +79,7 @@ class ChatCall:
         return OutputReader(
             index,
             reasoning=self._reasoning_parser(),
+            decode=self._decode,
             tools=_tool_parser(request, self.call.model),
             show_reasoning=request.include_reasoning is not False,
             parallel=request.parallel_tool_calls is not False,
@@ -92,6 +93,10 @@ class ChatCall:
         if name is None or self.call.params.structured_outputs is not None:
             return None
         return make_reasoning_parser(name, self.prompt.text or "")
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        tokenizer = self.call.model.engine.get_tokenizer()
+        return tokenizer.decode(token_ids, self.call.params.skip_special_tokens)
 
     def _logprobs(self, made: CompletionOutput) -> list[dict[str, Any]] | None:
         if self.call.top is None or made.logprobs is None:

@@ -10,7 +10,7 @@ from enginewright.server.serving.call import Counts
 from enginewright.server.serving.chat import ChatCall
 from enginewright.server.serving.chunks import Chunks
 from enginewright.server.serving.logprobs import prompt_logprobs
-from enginewright.server.serving.pieces import Piece
+from enginewright.server.serving.pieces import Piece, reasoning_tokens
 from enginewright.server.serving.usage import usage_of
 from enginewright.server.sse import DONE
 from enginewright.server.tools.parser import Delta, ToolCallDelta, collect
@@ -25,7 +25,7 @@ async def answer_chat(chat: ChatCall) -> dict[str, Any]:
     answer = {
         **chat.call.head(KIND),
         "choices": [_choice(chat, piece) for piece in pieces],
-        "usage": usage_of([output], chat.call.usage.details),
+        "usage": usage_of([output], chat.call.usage.details, reasoning_tokens(pieces)),
     }
     if output.prompt_logprobs is not None:
         answer["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
@@ -40,7 +40,7 @@ async def chat_chunks(chat: ChatCall) -> AsyncGenerator[bytes]:
     chunks, counts, begun = Chunks(call.head(f"{KIND}.chunk")), Counts(call), False
     async with aclosing(chat.pieces()) as outputs:
         async for output, pieces in outputs:
-            counts.take(0, output)
+            counts.take(0, output, pieces)
             made = []
             if not begun:
                 begun = True

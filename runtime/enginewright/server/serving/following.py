@@ -69,5 +69,6 @@ def _as_output(prompt: ReadPrompt, found: BeamSearchOutput) -> RequestOutput:
         prompt_logprobs=None,
         outputs=beams,
         finished=True,
+        metrics=found.metrics,
         error=found.error,
     )

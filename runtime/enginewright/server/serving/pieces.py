@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.runtime import CompletionOutput, RequestOutput
 from enginewright.server.reasoning.parser import ReasoningParser
+from enginewright.server.reasoning.tokens import ThoughtTokens
 from enginewright.server.tools.parser import Delta, ToolCallDelta, ToolParser
 
 Logprobs = Callable[[CompletionOutput], "list[dict[str, Any]] | None"]
@@ -18,7 +19,8 @@ class Piece:
     """A part of one output. A whole output is a piece, too.
 
     ``token_ids`` and ``logprobs`` are of all tokens since the last piece, those that only marked
-    something among them. ``finish_reason`` None: more comes.
+    something among them. ``finish_reason`` None: more comes. ``reasoning_tokens``: of the
+    output so far; None where no thoughts are looked for.
     """
 
     index: int
@@ -29,6 +31,7 @@ class Piece:
     logprobs: list[dict[str, Any]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reasoning_tokens: int | None = None
 
     @property
     def tells(self) -> bool:
@@ -39,7 +42,8 @@ class Piece:
 class OutputReader:
     """Reads one output as it comes. ``index``: which of a request's.
 
-    ``names_call``: the request demanded one function by name, whose finish_reason stays "stop".
+    ``decode``: the text of tokens, as outputs have it. ``names_call``: the request demanded one
+    function by name, whose finish_reason stays "stop".
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class OutputReader:
         index: int,
         *,
         reasoning: ReasoningParser | None = None,
+        decode: Callable[[Sequence[int]], str] = lambda token_ids: "",
         tools: ToolParser | None = None,
         show_reasoning: bool = True,
         parallel: bool = True,
@@ -54,6 +59,7 @@ class OutputReader:
         logprobs: Logprobs = lambda made: None,
     ) -> None:
         self._index, self._reasoning, self._tools = index, reasoning, tools
+        self._thoughts = None if reasoning is None else ThoughtTokens(reasoning, decode)
         self._show_reasoning, self._parallel = show_reasoning, parallel
         self._names_call, self._logprobs = names_call, logprobs
         self._called = False
@@ -68,6 +74,9 @@ class OutputReader:
             piece.logprobs = (piece.logprobs or []) + found
         ended = made.finish_reason is not None
         thoughts, answer = self._split(made.text, ended)
+        if self._thoughts is not None:
+            self._thoughts.take(made.token_ids)
+            piece.reasoning_tokens = self._thoughts.count
         delta = self._parse(answer, ended)
         piece.reasoning = thoughts if self._show_reasoning else ""
         piece.content, piece.calls = delta.content, self._wanted(delta)
@@ -111,3 +120,9 @@ def whole(output: RequestOutput, reader: Callable[[int], OutputReader]) -> list[
     """Each output of a finished request as one piece."""
     pieces = [reader(each.index).read(each) for each in output.outputs]
     return [piece for piece in pieces if piece is not None]
+
+
+def reasoning_tokens(pieces: Iterable[Piece]) -> int | None:
+    """Of whole outputs; None where no thoughts were looked for."""
+    found = [each.reasoning_tokens for each in pieces if each.reasoning_tokens is not None]
+    return sum(found) if found else None

@@ -29,8 +29,10 @@ class UsageWanted:
         return cls(at_end, in_each, options.enable_prompt_tokens_details)
 
 
-def usage(prompt: int, completion: int, cached: int | None = None) -> dict[str, Any]:
-    """``cached`` None: details are not told."""
+def usage(
+    prompt: int, completion: int, cached: int | None = None, thoughts: int | None = None
+) -> dict[str, Any]:
+    """``cached``, ``thoughts``: tokens that the details tell; None: they are not told."""
     found: dict[str, Any] = {
         "prompt_tokens": prompt,
         "total_tokens": prompt + completion,
@@ -38,12 +40,16 @@ def usage(prompt: int, completion: int, cached: int | None = None) -> dict[str, 
     }
     if cached is not None:
         found["prompt_tokens_details"] = {"cached_tokens": cached}
+    if thoughts is not None:
+        found["completion_tokens_details"] = {"reasoning_tokens": thoughts}
     return found
 
 
-def usage_of(outputs: Sequence[RequestOutput], details: bool) -> dict[str, Any]:
+def usage_of(
+    outputs: Sequence[RequestOutput], details: bool, thoughts: int | None = None
+) -> dict[str, Any]:
     """Of whole answers; the outputs of one prompt share it."""
     cached = sum(output.num_cached_tokens or 0 for output in outputs) if details else None
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     made = sum(len(each.token_ids) for output in outputs for each in output.outputs)
-    return usage(prompt, made, cached)
+    return usage(prompt, made, cached, thoughts)
