@@ -10,6 +10,7 @@ VERBS = {
     "speed": Verb("enginewright.cli.bench.speed", "Prefill, decode, first token, load, memory."),
     "latency": Verb("enginewright.cli.bench.latency", "One stream: first token, between tokens."),
     "throughput": Verb("enginewright.cli.bench.throughput", "Many streams of mixed lengths."),
+    "serving": Verb("enginewright.cli.bench.serving", "The server: HTTP's cost, many streams."),
     "memory": Verb("enginewright.cli.bench.memory", "Loaded, after a prompt, after many rows."),
     "roofline": Verb("enginewright.cli.bench.roofline", "Steps beside what memory allows."),
     "profile": Verb("enginewright.cli.bench.profile", "Which operators a decode step runs in."),
