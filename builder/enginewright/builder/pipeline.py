@@ -15,6 +15,7 @@ from enginewright.builder.evidence import write_evidence
 from enginewright.builder.export import attach_weights
 from enginewright.builder.history import remember_build
 from enginewright.builder.lock import Lock, read_lock
+from enginewright.builder.memory import passing_over_older_objects
 from enginewright.builder.plan import plan
 from enginewright.builder.publish import EVIDENCE, staging, write_json
 from enginewright.builder.recipe import Recipe
@@ -64,7 +65,7 @@ def build(
     place = output / recipe.name
     debug = output / f"{recipe.name}.debug" if debug_precision else None
     how = How(debug, tuned, locked)
-    with staging(output, recipe.name, progress) as folder:
+    with passing_over_older_objects(), staging(output, recipe.name, progress) as folder:
         run = Run(progress, explain)
         made = (_make_set if recipe.variants else make)(recipe, folder, run, how, place)
         write_evidence(folder)

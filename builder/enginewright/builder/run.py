@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +33,6 @@ class Run:
         met = len(self.cache.decisions)
         with StageMeter() as meter:
             yield
-            gc.collect()
         decisions = self.cache.decisions[met:]
         if self._explain is not None:
             for decision in decisions:
