@@ -61,12 +61,14 @@ int cuLaunchKernel(void* kernel, unsigned x, unsigned y, unsigned z, unsigned bx
                    unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
     const char* symbol = static_cast<char*>(kernel);
     const int count = std::atoi(std::strrchr(symbol, '_') + 1);
+    flockfile(stdout);  // threads launch at the same time, and a line is written in parts
     std::printf("launch %s %u %u %u %u %u %u %u %p %d", symbol, x, y, z, bx, by, bz, shared, stream,
                 extra != nullptr);
     for (int at = 0; at < count; ++at)
         std::printf(" %llx",
                     static_cast<unsigned long long>(*static_cast<std::uint64_t*>(parameters[at])));
     std::printf("\n");
+    funlockfile(stdout);
     return status("cuLaunchKernel");
 }
 }
