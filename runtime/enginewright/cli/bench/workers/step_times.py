@@ -15,6 +15,9 @@ from typing import Any
 
 from enginewright.runtime import LLM, SamplingParams
 
+CHUNK = 256
+"""Rows go on decoding between parts of the others' prompts, of no fewer tokens than these."""
+
 
 def main() -> None:
     work = json.load(sys.stdin)
@@ -24,13 +27,17 @@ def main() -> None:
         generation_config="vllm",
         enable_prefix_caching=False,
     )
-    params = SamplingParams(
-        temperature=0, max_tokens=work["tokens"], ignore_eos=True, detokenize=False
-    )
     ends = watch(llm)
     said = []
     for batch in work["batches"]:
         ends.clear()
+        tokens = work["tokens"] + sum(map(len, batch)) // CHUNK
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=min(tokens, llm.max_context - len(batch[0])),
+            ignore_eos=True,
+            detokenize=False,
+        )
         llm.generate(batch, params)
         whole = [at for rows, at in ends if rows == len(batch)]
         said.append(statistics.median(later - earlier for earlier, later in pairwise(whole)))
