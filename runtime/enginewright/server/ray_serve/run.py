@@ -36,7 +36,8 @@ def run_over_ray(options: ServeOptions, how: RayOptions, address: str | None) ->
         stop.wait()
         serve.delete(APPLICATION)
         if address is None:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            shutdown: Any = serve.shutdown
+            shutdown()
     finally:
         ray.shutdown()
 
