@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from enginewright.cli.bench import serving
-from enginewright.cli.bench.children import Sample
+from enginewright.cli.bench.children import WORKERS, Sample
 from enginewright.cli.main import main
 
 pytest.importorskip("uvicorn")
@@ -59,6 +62,28 @@ def test_a_real_server(tiny_artifact: Path) -> None:
     assert found["4 streams, outside of steps"]["median"] > 0
     assert found["longest pause while 598 tokens arrive"]["median"] > 0
     assert found["... and their first token"]["median"] > 0
+
+
+def test_a_stream_that_the_server_refuses_ends_the_client() -> None:
+    """It would wait for an end that never comes."""
+    client = [sys.executable, str(WORKERS / "http_client.py")]
+    refusal = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nfull"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        with subprocess.Popen(
+            [*client, port], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"kind": "streams", "bodies": [{}]}) + "\n")
+            process.stdin.flush()
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(refusal)
+                _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the server answers" in errors
+    assert "503 Service Unavailable" in errors
 
 
 @pytest.mark.parametrize(

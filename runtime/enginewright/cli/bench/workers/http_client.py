@@ -29,7 +29,7 @@ class Connection:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.events: list[float] = []
-        self._tail = b""
+        self._tail, self._begun = b"", False
 
     def send(self, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -55,6 +55,9 @@ class Connection:
     def more(self) -> bool:
         """Read what has arrived of a stream; whether there is more of it."""
         arrived = self._tail + self._receive()
+        if not self._begun and not arrived.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"the server answers {arrived[:500]!r}")
+        self._begun = True
         lines = arrived.split(b"\n")
         self._tail = lines.pop()
         self.events += [time.perf_counter()] * sum(line.startswith(EVENT) for line in lines)

@@ -14,10 +14,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CLIENT = Path(__file__).with_name("http_client.py")
+from enginewright.cli.bench.workers.asking import over_http
+
 LOADING_SECONDS = 120
 
 
@@ -32,7 +34,8 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             wait_until_loaded(server, port)
-            print(json.dumps({"phases": over_http(server.pid, port, work["phases"])}))
+            said = over_http(port, work["phases"], lambda call: costs(call, server.pid))
+            print(json.dumps({"phases": said}))
         finally:
             server.terminate()
 
@@ -50,20 +53,10 @@ def wait_until_loaded(server: subprocess.Popen[bytes], port: int) -> None:
     raise SystemExit(f"llama-server was not ready after {LOADING_SECONDS} s")
 
 
-def over_http(pid: int, port: int, phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    command = [sys.executable, str(CLIENT), str(port)]
-    said = []
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        for phase in phases:
-            before = cpu_seconds(pid)
-            client.stdin.write(json.dumps(phase) + "\n")
-            seen = json.loads(client.stdout.readline())
-            said.append({**seen, "cpu_s": cpu_seconds(pid) - before})
-    return said
+def costs(call: Callable[[], dict[str, Any]], pid: int) -> dict[str, Any]:
+    before = cpu_seconds(pid)
+    seen = call()
+    return {**seen, "cpu_s": cpu_seconds(pid) - before}
 
 
 def cpu_seconds(pid: int) -> float:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from enginewright.cli.bench.workers.asking import over_http
 from enginewright.runtime import AsyncLLM, SamplingParams
 from enginewright.runtime.sampling.kinds import RequestOutputKind
 from enginewright.server.app import build_app
 from enginewright.server.life import Life, Server, uvicorn_config
 from enginewright.server.options import ModelOptions, ServeOptions
 from enginewright.server.registry import open_models
-
-CLIENT = Path(__file__).with_name("http_client.py")
 
 
 def main() -> None:
@@ -37,10 +34,13 @@ def main() -> None:
     running = threading.Thread(target=server.run, daemon=True)  # a failure here must end it
     running.start()
     while not server.started:
+        if not running.is_alive():
+            raise SystemExit("the server did not start")
         time.sleep(0.01)
     llm = next(iter(models)).engine
     steps = watch(llm)
-    said = over_http(server.servers[0].sockets[0].getsockname()[1], work["phases"], steps)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    said = over_http(port, work["phases"], lambda call: costs(call, steps))
     for phase, seen in zip(work["phases"], said, strict=True):
         if phase["kind"] in OFFLINE:
             ask = OFFLINE[phase["kind"]]
@@ -48,23 +48,6 @@ def main() -> None:
     server.should_exit = True
     running.join()
     print(json.dumps({"phases": said}))
-
-
-def over_http(port: int, phases: list[dict[str, Any]], steps: list[float]) -> list[dict[str, Any]]:
-    command = [sys.executable, str(CLIENT), str(port)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        pipes = client.stdin, client.stdout
-
-        def ask(phase: dict[str, Any]) -> dict[str, Any]:
-            pipes[0].write(json.dumps(phase) + "\n")
-            seen: dict[str, Any] = json.loads(pipes[1].readline())
-            return seen
-
-        return [costs(lambda: ask(phase), steps) for phase in phases]  # noqa: B023
 
 
 def watch(llm: AsyncLLM) -> list[float]:
