@@ -1,4 +1,4 @@
-"""A thousand requests at once, a third of them ended early at any stage: nothing leaks or waits."""
+"""A thousand requests at once, many of them ended early at any stage: nothing leaks or waits."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def test_a_thousand_requests_and_aborts_at_every_stage(
         async with AsyncLLM(tiny_artifact, **given) as engine:
             tasks = (_follow(engine, number, *each) for number, each in enumerate(requests))
             told = await asyncio.wait_for(asyncio.gather(*tasks), timeout=600)
-            while (stats := await engine.stats()).running + stats.waiting:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while (stats := await engine.stats()).running + stats.waiting:
+                    await asyncio.sleep(0.01)
             assert stats.cache_usage == 0
             assert not engine._engine._core._jobs
             assert not engine._requests
