@@ -99,7 +99,7 @@ def _row(target: Target, checkpoint: Path, folder: Path, bandwidth: float) -> Ro
         "batches": [[[5 + at for at in range(_CONTEXT)]]],
     }
     command = [sys.executable, str(WORKERS / "step_times.py")]
-    given = json.dumps(work)
+    given = json.dumps(work)  # not bench's sample(): that drops PYTHONPATH, by which all is found
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
