@@ -16,6 +16,7 @@ import pytest
 INSTRUCTION_SETS = {
     "portable": set(),
     "avx2": {"avx2", "fma", "f16c"},
+    "avx2vnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
 }

@@ -45,7 +45,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 65)
 COLUMNS = (1, 5, 33)
 Results = dict[str, np.ndarray[Any, Any]]
 ComputeWith = Callable[[str], Results]
-KERNELS = ("portable", "avx2", "avx512", "avx512vnni")
+KERNELS = ("portable", "avx2", "avx2vnni", "avx512", "avx512vnni")
 OTHER_RUNS = ("alone", "two threads", "two threads, alone")
 
 
@@ -253,8 +253,8 @@ def test_the_environment_chooses_the_kernels(compute_with):
     assert differing, "they sum in another order"
 
 
-@pytest.mark.parametrize("wider", ["avx512", "avx512vnni"])
-def test_wider_registers_give_the_same_bits(compute_with, wider):
+@pytest.mark.parametrize("wider", ["avx2vnni", "avx512", "avx512vnni"])
+def test_other_instructions_give_the_same_bits(compute_with, wider):
     found, narrow = compute_with(wider), compute_with("avx2")
     assert [name for name in CASES if not np.array_equal(found[name], narrow[name])] == []
 

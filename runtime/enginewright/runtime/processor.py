@@ -22,8 +22,13 @@ def has_vector_kernels(root: Path = Path("/")) -> bool:
     wanted = _VECTOR_FLAGS.get(platform.machine())
     if wanted is None:
         return False
-    flags = _field(root, "flags")
-    return not flags or wanted <= set(flags.split())
+    flags = processor_flags(root)
+    return not flags or wanted <= flags
+
+
+def processor_flags(root: Path = Path("/")) -> frozenset[str]:
+    """What Linux says that it can do (``avx2``, ...); empty where the system does not tell."""
+    return frozenset(_field(root, "flags").split())
 
 
 def _field(root: Path, name: str) -> str:

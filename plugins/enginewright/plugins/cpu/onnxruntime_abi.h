@@ -86,6 +86,12 @@ class Api {
     }
     void release(Status* status) const { at<void(Status*)>(93)(status); }
     void release(TensorInfo* info) const { at<void(TensorInfo*)>(99)(info); }
+    // Null unless the input is one of the graph's constants, which stay where they are.
+    Status* constant_input(const KernelInfo* info, size_t index, int* constant,
+                           const Value** out) const {
+        return at<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index,
+                                                                                constant, out);
+    }
     // Runs f(argument, i) for all i < total on the session's threads, in at most `parts` runs of
     // neighbours; 0 sets no limit.
     Status* parallel_for(const KernelContext* context, void (*f)(void*, size_t), size_t total,

@@ -12,48 +12,37 @@
 namespace enginewright {
 namespace {
 
-InstructionSet best() {
-#if defined(__x86_64__)
-    // Not every compiler knows the name of F16C: bit 29 of the first feature leaf.
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-    if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return InstructionSet::kPortable;
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (!wide) return InstructionSet::kAvx2;
-    return __builtin_cpu_supports("avx512vnni") ? InstructionSet::kAvx512Vnni
-                                                : InstructionSet::kAvx512;
-#else
-    return InstructionSet::kPortable;
-#endif
-}
-
 InstructionSet allowed() {
     const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
     if (asked && std::strcmp(asked, "portable") == 0) return InstructionSet::kPortable;
     if (asked && std::strcmp(asked, "avx2") == 0) return InstructionSet::kAvx2;
+    if (asked && std::strcmp(asked, "avx2vnni") == 0) return InstructionSet::kAvx2Vnni;
     if (asked && std::strcmp(asked, "avx512") == 0) return InstructionSet::kAvx512;
     return InstructionSet::kAvx512Vnni;
 }
 
-}  // namespace
-
-InstructionSet instruction_set() {
-    static const InstructionSet found = best() < allowed() ? best() : allowed();
-    return found;
+InstructionSet best(InstructionSet most) {
+#if defined(__x86_64__)
+    // Not every compiler knows the names of F16C (bit 29 of the first feature leaf) and AVX-VNNI.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+    const bool avx_vnni = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+    const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq");
+    const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (most >= InstructionSet::kAvx512Vnni && avx512_vnni) return InstructionSet::kAvx512Vnni;
+    if (most >= InstructionSet::kAvx512 && avx512) return InstructionSet::kAvx512;
+    if (most >= InstructionSet::kAvx2Vnni && avx2 && avx_vnni) return InstructionSet::kAvx2Vnni;
+    if (most >= InstructionSet::kAvx2 && avx2) return InstructionSet::kAvx2;
+#endif
+    return InstructionSet::kPortable;
 }
 
-ort::Status* out_of_memory(const ort::Api& api, const char* name) {
-    return api.create_status(ort::kFail, (std::string(name) + ": out of memory").c_str());
-}
-
-ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, size_t index,
-                        Tensor* tensor) {
+ort::Status* read(const ort::Api& api, const ort::Value* value, Tensor* tensor) {
     tensor->data = nullptr;
     tensor->count = 0;
-    const ort::Value* value = nullptr;
-    if (auto* status = api.input(context, index, &value)) return status;
     if (!value) return nullptr;
     if (auto* status = api.data(const_cast<ort::Value*>(value), &tensor->data)) return status;
     ort::TensorInfo* info = nullptr;
@@ -68,6 +57,35 @@ ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, 
     }
     api.release(info);
     return status;
+}
+
+}  // namespace
+
+InstructionSet instruction_set() {
+    static const InstructionSet found = best(allowed());
+    return found;
+}
+
+ort::Status* out_of_memory(const ort::Api& api, const char* name) {
+    return api.create_status(ort::kFail, (std::string(name) + ": out of memory").c_str());
+}
+
+ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, size_t index,
+                        Tensor* tensor) {
+    const ort::Value* value = nullptr;
+    if (auto* status = api.input(context, index, &value)) return status;
+    return read(api, value, tensor);
+}
+
+Tensor read_constant(const ort::Api& api, const ort::KernelInfo* info, size_t index) {
+    Tensor tensor;
+    int constant = 0;
+    const ort::Value* value = nullptr;
+    auto* status = api.constant_input(info, index, &constant, &value);
+    if (!status) status = read(api, constant ? value : nullptr, &tensor);
+    if (!status) return tensor;
+    api.release(status);
+    return {};
 }
 
 }  // namespace enginewright

@@ -15,10 +15,10 @@ std::vector<const ort::Operator*> block_linear_operators();
 std::vector<const ort::Operator*> attention_operators();
 std::vector<const ort::Operator*> row_operators();
 
-enum class InstructionSet { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+enum class InstructionSet { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni };
 
 // The best that this processor has, no better than ENGINEWRIGHT_CPU_KERNELS says (portable, avx2,
-// avx512, avx512vnni); looked up once.
+// avx2vnni, avx512, avx512vnni); looked up once.
 InstructionSet instruction_set();
 
 // The error that says of the operator of that name that memory ran out.
@@ -40,6 +40,9 @@ struct Tensor {
 // An input; without data where it is left out. The tensor's memory for its shape is used again.
 ort::Status* read_input(const ort::Api& api, const ort::KernelContext* context, size_t index,
                         Tensor* tensor);
+
+// An input that is a constant of the graph, once for all runs; without data if it is none.
+Tensor read_constant(const ort::Api& api, const ort::KernelInfo* info, size_t index);
 
 // An attribute of a node; what is missing leaves the value as it is.
 template <class T>

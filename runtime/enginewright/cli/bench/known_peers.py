@@ -14,6 +14,7 @@ from enginewright.cli.bench.environment import environment, pip
 from enginewright.cli.bench.peer import Peer
 from enginewright.cli.bench.source import PeerSource
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.processor import processor_flags
 
 
 class OnnxRuntimeGenAI(Peer):
@@ -40,14 +41,25 @@ class OnnxRuntimeGenAI(Peer):
         return (model / "model.onnx.data").stat().st_size
 
 
+_HAS_AMX = "amx_tile" in processor_flags()
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+
+
 class LlamaCpp(Peer):
-    """Compiled for this machine. ``file`` is the source as it is."""
+    """Compiled for this machine. ``file`` is the source as it is.
+
+    Its products for AMX crash on prompts of some hundred tokens (Q4_1 and Q8_0, GCC 12), so it is
+    compiled without them.
+    """
 
     requirement = "llama-cpp-python==0.3.36"
     worker = "llama_cpp_engine"
     precisions = ("file", "q8_0")
     others = ("q4_0", "q4_1")
-    variables: ClassVar = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"}
+    variables: ClassVar = {
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+        **(dict.fromkeys(("CFLAGS", "CXXFLAGS"), _NO_AMX) if _HAS_AMX else {}),
+    }
 
     def convert(self, source: PeerSource, output: Path, precision: str) -> None:
         if precision == "file":

@@ -37,7 +37,7 @@ constexpr size_t kTasksOfThread = 4;
 const KernelSet& kernel_set() {
 #if defined(__x86_64__)
     if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
-    if (instruction_set() == InstructionSet::kAvx2) return kAvx2;
+    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
 }

@@ -4,7 +4,8 @@
 // codes) are turned so that a lane of 32 bits meets one unit only: the products of 8 registers of
 // codes with 8 of x are then summed lane by lane, and a lane's sum times the scale of its unit.
 // Against 4-bit codes a unit is two groups of x, whose sums of 16 bits meet their multipliers
-// first. What is left of a row is taken in steps of 32 bytes, not turned.
+// first: without dot products of bytes a group has one word of every lane, with them (VNNI) the
+// lanes of half of the registers. What is left of a row is taken in steps of 32 bytes, not turned.
 //
 // No sum of integers can overflow: 16 products of 4 by 8 bits are below 2^15, two of those times
 // multipliers, or 16 products of 8 by 16 bits, below 2^31.
@@ -34,6 +35,13 @@ constexpr size_t kRegisters = 8;
 constexpr size_t kStepsOfChunk = 4;
 // Bytes ahead: the processor's own prefetching stops at the end of a page.
 constexpr size_t kPrefetch = 4096;
+
+// Whether the processor sums the products of 4 bytes, or of 2 words, in one go.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kDots = true;
+#else
+constexpr bool kDots = false;
+#endif
 
 // Elements of a step, of a chunk, and of a unit.
 template <size_t Bits>

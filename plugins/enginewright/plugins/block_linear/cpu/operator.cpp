@@ -2,6 +2,7 @@
 // session's threads, and leaves the arithmetic to the kernels of the processor at hand.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -25,6 +26,7 @@ const Kernels& choose_kernels() {
     const InstructionSet best = instruction_set();
     if (best == InstructionSet::kAvx512Vnni) return kAvx512Vnni;
     if (best == InstructionSet::kAvx512) return kAvx512;
+    if (best == InstructionSet::kAvx2Vnni) return kAvx2Vnni;
     if (best == InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
@@ -85,6 +87,7 @@ class Kernel {
         bits_ = attribute("bits");
         block_ = attribute("block_size");
         zero_ = attribute("zero");
+        for (size_t i = kCodes; i < kInputs; ++i) constants_[i] = read_constant(api_, info, i);
     }
 
     ort::Status* check() const {
@@ -98,24 +101,28 @@ class Kernel {
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
-        thread_local Tensor in[kInputs];
-        for (size_t i = 0; i < kInputs; ++i)
-            if (auto* status = read_input(api_, context, i, &in[i])) return status;
-        std::vector<int64_t>& shape = in[kX].shape;
+        thread_local Tensor read[kInputs];
+        std::array<const Tensor*, kInputs> in;
+        for (size_t i = 0; i < kInputs; ++i) {
+            in[i] = constants_[i] ? &constants_[i] : &read[i];
+            if (constants_[i]) continue;
+            if (auto* status = read_input(api_, context, i, &read[i])) return status;
+        }
+        std::vector<int64_t>& shape = read[kX].shape;
         if (shape.empty() || shape.back() != static_cast<int64_t>(k_))
             return fail("BlockLinear: the last axis of x is not K");
-        const size_t m = in[kX].count / k_;
+        const size_t m = in[kX]->count / k_;
         shape.back() = static_cast<int64_t>(n_);
         ort::Value* output = nullptr;
         void* y = nullptr;
         if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output))
             return status;
         if (auto* status = api_.data(output, &y)) return status;
-        const Weights w{in[kCodes].as<uint8_t>(),
-                        in[kScales].data,
-                        in[kZeroPoints].as<uint8_t>(),
-                        in[kOffsets].data,
-                        in[kBias].as<float>(),
+        const Weights w{in[kCodes]->as<uint8_t>(),
+                        in[kScales]->data,
+                        in[kZeroPoints]->as<uint8_t>(),
+                        in[kOffsets]->data,
+                        in[kBias]->as<float>(),
                         n_,
                         k_,
                         bits_,
@@ -124,24 +131,24 @@ class Kernel {
                         k_ * bits_ / 8,
                         (k_ / block_ * bits_ + 7) / 8,
                         static_cast<int>(zero_),
-                        in[kScales].type == ort::kFloat16};
+                        in[kScales]->type == ort::kFloat16};
         if (auto* status = check(w, in)) return status;
-        return multiply(context, w, in[kX].as<float>(), static_cast<float*>(y), m);
+        return multiply(context, w, in[kX]->as<float>(), static_cast<float*>(y), m);
     }
 
     const ort::Api& api() const { return api_; }
 
   private:
     // Kernels read what the attributes say: a graph with smaller tensors must not get there.
-    ort::Status* check(const Weights& w, const Tensor* in) const {
+    ort::Status* check(const Weights& w, const std::array<const Tensor*, kInputs>& in) const {
         const size_t blocks = w.n * w.blocks;
         const size_t counts[] = {w.n * w.row_bytes, blocks, w.n * w.zero_row_bytes, blocks, w.n};
         for (size_t i = kCodes; i < kInputs; ++i)
-            if ((in[i] || i < kZeroPoints) && in[i].count != counts[i - kCodes])
+            if ((*in[i] || i < kZeroPoints) && in[i]->count != counts[i - kCodes])
                 return fail("BlockLinear: the size of an input is not that of the attributes");
-        const ort::ElementType type = in[kScales].type;
+        const ort::ElementType type = in[kScales]->type;
         if ((type != ort::kFloat16 && type != ort::kFloat) ||
-            (in[kOffsets] && in[kOffsets].type != type))
+            (*in[kOffsets] && in[kOffsets]->type != type))
             return fail("BlockLinear: scales and offsets are both float16 or both float32");
         return nullptr;
     }
@@ -172,6 +179,7 @@ class Kernel {
 
     ort::Api api_;
     size_t n_, k_, bits_, block_, zero_;
+    std::array<Tensor, kInputs> constants_;
 };
 
 ort::ElementType input_type(const ort::Operator*, size_t index) {

@@ -75,7 +75,7 @@ int sum_words(__m256i words) {
 // second element: pair (t, p) is elements 4 t + p and 4 t + p + 2.
 struct Place {
     uint8_t* pairs;
-    size_t from_t, from_p;  // bytes between pairs
+    size_t from_half, from_t, from_p;  // bytes between pairs: t is 2 half + the rest of it
     uint8_t* multiplier;
     size_t copies;  // of the multiplier
     uint8_t* sum;
@@ -94,8 +94,10 @@ Place place(const Rows<Bits, Block>& x, size_t m, size_t g) {
         const size_t lane = unit % 2 * 4 + unit / 2;
         uint8_t* chunk = x.chunk(g / kGroups, m);
         const size_t half = part % kHalves<Bits, Block>;
-        return {chunk + lane * 4 + part * kPair<Bits>,
-                2 * kRegister,
+        const bool dots = Bits == 4 && kDots;
+        return {chunk + lane * 4 + part * (dots ? kRegisters / 2 * kRegister : kPair<Bits>),
+                dots ? 2 * kRegister : 4 * kRegister,
+                dots ? kPair<Bits> : 2 * kRegister,
                 kRegister,
                 chunk + In::ChunkPart::kMultipliers + lane * 4 + part * 2,
                 1,
@@ -105,6 +107,7 @@ Place place(const Rows<Bits, Block>& x, size_t m, size_t g) {
     const size_t left = g - x.chunks * kGroups, part = left % kStepGroups;
     uint8_t* step = x.step(left / kStepGroups, m);
     return {step + part * 4 * kPair<Bits>,
+            2 * kPair<Bits>,
             kPair<Bits>,
             kRegister,
             step + In::StepPart::kMultipliers + part * kGroupLanes * 4,
@@ -122,8 +125,9 @@ void store(const Place& place, __m256i group, int multiplier) {
     else
         _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), words);
     for (size_t q = 0; q < kRegisters; ++q)
-        std::memcpy(place.pairs + q / 2 * place.from_t + q % 2 * place.from_p,
-                    pairs + q * kPair<Bits>, kPair<Bits>);
+        std::memcpy(
+            place.pairs + q / 4 * place.from_half + q / 2 % 2 * place.from_t + q % 2 * place.from_p,
+            pairs + q * kPair<Bits>, kPair<Bits>);
     const auto word = static_cast<int16_t>(multiplier);
     for (size_t i = 0; Bits == 4 && i < place.copies; ++i)
         std::memcpy(place.multiplier + i * sizeof word, &word, sizeof word);

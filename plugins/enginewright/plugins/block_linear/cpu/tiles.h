@@ -14,27 +14,45 @@ namespace {
 // Rows of x by rows of W whose sums are kept apart at a time, and bytes of x that meet them.
 constexpr size_t kTileRows = 32;
 constexpr size_t kTileColumns = 16;
-constexpr size_t kTileBytes = 40960;
+constexpr size_t kTileBytes = 16384;
+
+// The sums of a piece's products with x, lane by lane; against 4-bit codes in words.
+template <size_t Bits, class Wide, size_t Count, size_t Halves>
+ENGINEWRIGHT_INLINE typename Wide::Int products(const Piece<Wide, Count, Halves>& w,
+                                                const uint8_t* x) {
+    const auto codes = [x](size_t i) { return Wide::load_codes(x + i * kRegister); };
+    typename Wide::Int sums[2];
+    if constexpr (kDots) {
+        constexpr bool kChunk = Count == kRegisters;
+        sums[0] = sums[1] = Wide::zero();
+        unroll<Count>([&](auto i) {
+            auto& sum = sums[kChunk ? i * 2 / Count : 0];
+            sum = Wide::template dot<Bits>(sum, w.codes[i], codes(i));
+        });
+        if constexpr (Bits == 4) return Wide::join_words(sums[0], sums[1]);
+        return Wide::template add<Bits>(sums[0], sums[1]);
+    } else {
+        unroll<2>([&](auto i) { sums[i] = Wide::template multiply<Bits>(w.codes[i], codes(i)); });
+        unroll<Count - 2>([&](auto i) {
+            const auto product = Wide::template multiply<Bits>(w.codes[i + 2], codes(i + 2));
+            sums[i % 2] = Wide::template add<Bits>(sums[i % 2], product);
+        });
+        return Wide::template add<Bits>(sums[0], sums[1]);
+    }
+}
 
 // total + constants * sums + products * scales, lane by lane; x is the part that meets the piece.
 template <size_t Bits, class Wide, size_t Count, size_t Halves>
 ENGINEWRIGHT_INLINE typename Wide::Float add(const Piece<Wide, Count, Halves>& w, const uint8_t* x,
                                              typename Wide::Float total) {
     using In = Part<Bits, Count, Halves>;
-    const auto codes = [x](size_t i) { return Wide::load_codes(x + i * kRegister); };
-    typename Wide::Int sums[2] = {Wide::template multiply<Bits>(w.codes[0], codes(0)),
-                                  Wide::template multiply<Bits>(w.codes[1], codes(1))};
-    unroll<Count - 2>([&](auto i) {
-        auto& sum = sums[i % 2];
-        sum = Wide::template add_product<Bits>(sum, w.codes[i + 2], codes(i + 2));
-    });
-    const auto products = Wide::template add<Bits>(sums[0], sums[1]);
+    const auto sums = products<Bits>(w, x);
     unroll<Halves>([&](auto h) {
-        auto whole = products;
+        auto whole = sums;
         if constexpr (Bits == 4) {
             auto multipliers = Wide::load_codes(x + In::kMultipliers);
             if constexpr (Halves == 2) multipliers = Wide::words_of_half(multipliers, h == 1);
-            whole = Wide::multiply_words(products, multipliers);
+            whole = Wide::multiply_words(sums, multipliers);
         }
         const auto of_x = Wide::load_sums(x + In::kSums + h * kRegister);
         total = Wide::multiply_add(w.values[h].constants, of_x, total);
@@ -52,6 +70,23 @@ float sum_lanes(__m256 v) {
 
 void finish(const Weights& w, const Activations& a, __m256 total, float* y, size_t m, size_t n) {
     y[m * w.n + n] = std::fma(a.scales[m], sum_lanes(total), w.bias ? w.bias[n] : 0.0f);
+}
+
+// The same of four neighbours at once; `total(i)` gives the lanes of element i.
+template <class Total>
+void finish_four(const Weights& w, const Activations& a, const Total& total, float* y, size_t m,
+                 size_t n) {
+    const auto add_pairs = [](__m256 first, __m256 second) {
+        return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x44),
+                             _mm256_shuffle_ps(first, second, 0xee));
+    };
+    const __m256 low = add_pairs(total(0), total(1)), high = add_pairs(total(2), total(3));
+    const __m256 halves =
+        _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd));
+    const __m128 sums =
+        _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    const __m128 bias = w.bias ? _mm_loadu_ps(w.bias + n) : _mm_setzero_ps();
+    _mm_storeu_ps(y + m * w.n + n, _mm_fmadd_ps(_mm_set1_ps(a.scales[m]), sums, bias));
 }
 
 // Few rows of x against W as it is stored, row by row: each of its tensors is read as one stream,
@@ -109,12 +144,17 @@ class Tile {
             for (size_t s = 0; s < x_.steps; ++s)
                 add_rows<In::StepPart::kBytes>(totals(n), step_of<Bits, Block, Registers>(w_, n, s),
                                                x_.step(s, m_));
-            for (size_t r = 0; r < rows_; ++r)
-                for (size_t i = 0; i < Registers::kRows; ++i) {
-                    const float* total = totals(n) + (r * Registers::kRows + i) * kLanes;
-                    finish(w_, a_, _mm256_load_ps(total), y, m_ + r, n + i);
-                }
         });
+        for (size_t r = 0; r < rows_; ++r) {
+            const auto total = [&](size_t n) {
+                const size_t row = r * Registers::kRows + n % Registers::kRows;
+                return _mm256_load_ps(totals(n0 + n - n % Registers::kRows) + row * kLanes);
+            };
+            size_t n = 0;
+            for (; n + 4 <= n1 - n0; n += 4)
+                finish_four(w_, a_, [&](size_t i) { return total(n + i); }, y, m_ + r, n0 + n);
+            for (; n < n1 - n0; ++n) finish(w_, a_, total(n), y, m_ + r, n0 + n);
+        }
     }
 
     template <size_t Bytes, class Registers, size_t Count, size_t Halves>

@@ -45,12 +45,15 @@ struct TwoRows {
     static Int add(Int a, Int b) {
         return Bits == 4 ? _mm512_add_epi16(a, b) : _mm512_add_epi32(a, b);
     }
-    template <size_t Bits>
-    static Int add_product(Int sum, Int w, Int x) {
+    static Int zero() { return _mm512_setzero_si512(); }
 #if defined(__AVX512VNNI__)
-        if constexpr (Bits == 8) return _mm512_dpwssd_epi32(sum, w, x);
+    template <size_t Bits>
+    static Int dot(Int sum, Int w, Int x) {
+        return Bits == 4 ? _mm512_dpbusd_epi32(sum, w, x) : _mm512_dpwssd_epi32(sum, w, x);
+    }
 #endif
-        return add<Bits>(sum, multiply<Bits>(w, x));
+    static Int join_words(Int low, Int high) {
+        return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
     }
     static Int words_of_half(Int words, bool second) {
         return _mm512_and_si512(words, _mm512_set1_epi32(second ? -0x10000 : 0xffff));

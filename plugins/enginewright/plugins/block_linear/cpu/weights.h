@@ -32,9 +32,21 @@ struct OneRow {
     static Int add(Int a, Int b) {
         return Bits == 4 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
     }
+    static Int zero() { return _mm256_setzero_si256(); }
+#if defined(__AVX512VNNI__)
     template <size_t Bits>
-    static Int add_product(Int sum, Int w, Int x) {
-        return add<Bits>(sum, multiply<Bits>(w, x));
+    static Int dot(Int sum, Int w, Int x) {
+        return Bits == 4 ? _mm256_dpbusd_epi32(sum, w, x) : _mm256_dpwssd_epi32(sum, w, x);
+    }
+#elif defined(__AVXVNNI__)
+    template <size_t Bits>
+    static Int dot(Int sum, Int w, Int x) {
+        return Bits == 4 ? _mm256_dpbusd_avx_epi32(sum, w, x) : _mm256_dpwssd_avx_epi32(sum, w, x);
+    }
+#endif
+    // The lower words of the first as those, of the second as the upper words.
+    static Int join_words(Int low, Int high) {
+        return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
     }
     // Only the first, or only the second word of every lane.
     static Int words_of_half(Int words, bool second) {
@@ -161,7 +173,7 @@ ENGINEWRIGHT_INLINE Chunk<Bits, Block> read_chunk(const Weights& w, size_t n, si
     __m256i r[kStepsOfChunk];
     unroll<kStepsOfChunk>([&](auto s) {
         r[s] = load(stored + s * kRegister);
-        if constexpr (Bits == 4) {  // the words of the two groups of a unit, in turns
+        if constexpr (Bits == 4 && !kDots) {  // the words of the two groups of a unit, in turns
             const __m256i turns = _mm256_broadcastsi128_si256(
                 _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
             r[s] = _mm256_shuffle_epi8(r[s], turns);

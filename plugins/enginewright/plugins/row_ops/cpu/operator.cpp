@@ -14,7 +14,7 @@ constexpr size_t kNumbersOfTask = 1 << 14;
 const Kernels& kernels() {
 #if defined(__x86_64__)
     if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
-    if (instruction_set() == InstructionSet::kAvx2) return kAvx2;
+    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
 }
