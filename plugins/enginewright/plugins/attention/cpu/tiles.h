@@ -4,6 +4,8 @@
 // into tiles does not change a bit of it: every sum is one chain of fused multiply-adds.
 #pragma once
 
+#include <algorithm>
+
 #include "step.h"
 #include "vectors.h"
 
@@ -13,9 +15,9 @@ namespace {
 // Rows of a tile: as many sums as the registers of AVX2 hold.
 constexpr size_t kRows = 6;
 
-// Vectors of a tile beside R rows: R * kWidth sums.
-template <size_t R>
-constexpr size_t kWidth = R <= 3 ? 4 : 2;
+// Vectors of a tile beside R rows: R * kWidth sums; AVX-512 has twice the registers.
+template <class Isa, size_t R>
+constexpr size_t kWidth = R <= 3 || Isa::kLanes == 16 ? 4 : 2;
 
 template <size_t R>
 struct Rows {
@@ -79,8 +81,7 @@ template <class Isa, class T>
 void score_block(const Step& step, size_t rows, const float* q, Block<T> keys, size_t first,
                  size_t last, float* scores) {
     with_rows(rows, [&]<size_t R>(Rows<R>) {
-        constexpr size_t vectors =
-            kWidth<R> * Isa::kLanes <= kSmallestBlock ? kWidth<R> : kSmallestBlock / Isa::kLanes;
+        constexpr size_t vectors = std::min(kWidth<Isa, R>, kSmallestBlock / Isa::kLanes);
         constexpr size_t width = vectors * Isa::kLanes;
         for (size_t key = first / width * width; key < last; key += width)
             score_tile<Isa, R, vectors>(q, keys.from(key), step.head_dim, step.block_size,
@@ -122,7 +123,7 @@ void weigh(const Step& step, size_t rows, const float* weights, Block<T> values,
            float* into, size_t width) {
     if (count == 0) return;
     with_rows(rows, [&]<size_t R>(Rows<R>) {
-        constexpr size_t vectors = kWidth<R>, wide = vectors * Isa::kLanes;
+        constexpr size_t vectors = kWidth<Isa, R>, wide = vectors * Isa::kLanes;
         const size_t head_dim = step.head_dim;
         size_t d = 0;
         for (; d + wide <= head_dim; d += wide)
