@@ -42,8 +42,9 @@ class Piece:
 class OutputReader:
     """Reads one output as it comes. ``index``: which of a request's.
 
-    ``decode``: the text of tokens, as outputs have it. ``names_call``: the request demanded one
-    function by name, whose finish_reason stays "stop".
+    ``decode``: the text of tokens, as outputs have it; without it those of the reasoning are not
+    counted. ``names_call``: the request demanded one function by name, whose finish_reason stays
+    "stop".
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class OutputReader:
         index: int,
         *,
         reasoning: ReasoningParser | None = None,
-        decode: Callable[[Sequence[int]], str] = lambda token_ids: "",
+        decode: Callable[[Sequence[int]], str] | None = None,
         tools: ToolParser | None = None,
         show_reasoning: bool = True,
         parallel: bool = True,
@@ -59,7 +60,9 @@ class OutputReader:
         logprobs: Logprobs = lambda made: None,
     ) -> None:
         self._index, self._reasoning, self._tools = index, reasoning, tools
-        self._thoughts = None if reasoning is None else ThoughtTokens(reasoning, decode)
+        self._thoughts = None
+        if reasoning is not None and decode is not None:
+            self._thoughts = ThoughtTokens(reasoning, decode)
         self._show_reasoning, self._parallel = show_reasoning, parallel
         self._names_call, self._logprobs = names_call, logprobs
         self._called = False
