@@ -25,6 +25,7 @@ from enginewright.runtime import (
     TargetError,
 )
 from enginewright.runtime.backends import load_backend
+from enginewright.runtime.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 BOS = 256
@@ -142,6 +143,23 @@ def test_a_prompt_beyond_the_limit_says_limit_got_and_what_to_do(llm: LLM) -> No
     llm.generate([1] * 599, SamplingParams(temperature=0, max_tokens=1))
     with pytest.raises(ContextLengthError, match=r"600 tokens.*limit is 600.*limits\.max_context"):
         llm.generate([1] * 600)
+
+
+def test_a_text_that_no_tokens_can_hold_is_refused_by_its_length(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting megabytes into tokens takes seconds."""
+    text = "a" * (600 * llm.get_tokenizer().longest_token + 1)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was cut"))
+    for ask in (llm.generate, lambda prompt: llm.chat([{"role": "user", "content": prompt}])):
+        with pytest.raises(ContextLengthError, match=r"characters.*600 tokens can hold"):
+            ask(text)
+
+
+def test_a_long_text_is_cut_as_a_short_one(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    text = "The mill, 1804. " * 1000
+    assert tokenizer.encode(text) == list(tokenizer.backend.encode(text).ids)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,14 @@ def test_wrong_tools_are_refused(llm: LLM, tools: Any) -> None:
         llm.chat(ASK, GREEDY, chat_template_kwargs={"documents": tools})
 
 
+def test_a_message_of_tool_calls_alone_has_empty_content(llm: LLM) -> None:
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    template = "{% for m in messages %}[{{ m['content'] + '.' }}]{% endfor %}"
+    for content in ({}, {"content": None}):
+        messages = [*ASK, {"role": "assistant", "tool_calls": [call], **content}]
+        assert prompt_of(llm, messages, chat_template=template).endswith("[.]")
+
+
 def test_arguments_of_tool_calls_may_be_json(llm: LLM) -> None:
     template = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function }}{% endfor %}\
 {{ m.tool_calls is defined }};{% endfor %}"

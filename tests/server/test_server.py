@@ -213,8 +213,8 @@ def test_a_full_queue_answers_503_with_retry_after(serve: Serve) -> None:
             again = server.client(max_retries=20)
         assert again.completions.create(model="tiny", prompt=["a", "b"], max_tokens=1).choices
         again.close()
-        with pytest.raises(openai.BadRequestError, match="takes 2 at a time"):
-            client.completions.create(model="tiny", prompt=["a", "b", "c"], max_tokens=1)
+        alone = client.completions.create(model="tiny", prompt=["a", "b", "c"], max_tokens=1)
+        assert len(alone.choices) == 3
         assert "admission_rejections_total" in get(server, "/metrics")
 
 

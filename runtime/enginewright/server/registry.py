@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from enginewright.runtime import AsyncLLM
 from enginewright.runtime.errors import EnginewrightError, OverloadedError
@@ -42,6 +42,7 @@ class ServedModel:
     load_seconds: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     unfinished: int = 0
+    preparing: int = 0
     rejected: int = 0
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_PREPARING_THREADS, "enginewright-requests")
@@ -72,19 +73,12 @@ class ServedModel:
 
     @contextlib.contextmanager
     def admitted(self, outputs: int) -> Iterator[None]:
-        """Have room for so many outputs; OverloadedError where too many run or wait."""
-        if outputs > self.capacity:
-            raise FieldError(
-                "n",
-                f"the request asks for {outputs} outputs in all, and this server takes "
-                f"{self.capacity} at a time; send several smaller ones",
-            )
-        if self.unfinished + outputs > self.capacity:
-            self.rejected += 1
-            raise OverloadedError(
-                f"{self.unfinished} outputs are unfinished, and this server takes {self.capacity} "
-                f"at a time; try again"
-            )
+        """Have room for so many outputs; OverloadedError where too many run or wait.
+
+        A request that is larger than all the room is taken when it comes alone.
+        """
+        if self.unfinished and self.unfinished + outputs > self.capacity:
+            self._refuse(self.unfinished, "outputs are unfinished")
         self.unfinished += outputs
         try:
             yield
@@ -92,8 +86,23 @@ class ServedModel:
             self.unfinished -= outputs
 
     async def prepare(self, work: Callable[[], T]) -> T:
-        """Call it on a thread beside the loop: tokenizing, rendering."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Call it on a thread beside the loop: tokenizing, rendering.
+
+        Raises OverloadedError where too many wait for one.
+        """
+        if self.preparing >= self.capacity:
+            self._refuse(self.preparing, "requests are being read")
+        self.preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self.preparing -= 1
+
+    def _refuse(self, count: int, what: str) -> NoReturn:
+        self.rejected += 1
+        raise OverloadedError(
+            f"{count} {what}, and this server takes {self.capacity} at a time; try again"
+        )
 
     def close(self) -> None:
         """Fail what runs and free the engine."""

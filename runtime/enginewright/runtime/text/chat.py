@@ -76,7 +76,7 @@ class ChatTemplate:
         last = values["messages"][-1]
         content = last.get("content")
         text = content[-1]["text"] if isinstance(content, list) and content else content
-        if not isinstance(text, str):
+        if not isinstance(text, str) or not (text or "tool_calls" not in last):
             raise PromptError("continue_final_message, but the last message has no text")
         if isinstance(content, list):
             content[-1]["text"] = text + _HERE
@@ -105,14 +105,16 @@ class ChatTemplate:
         if not isinstance(message, Mapping):
             raise PromptError(f"{where} must be a dict with role and content, not {message!r:.80}")
         # Like transformers: APIs send None for what is not there; templates test for absence.
-        plain = {name: value for name, value in _plain(message, where).items() if value is not None}
+        given = _plain(message, where)
+        plain = {name: value for name, value in given.items() if value is not None}
+        if "tool_calls" in plain:  # like vLLM: templates of models without tools read it too
+            plain.setdefault("content", "")
         role = plain.get("role")
         if not isinstance(role, str) or not role:
             raise PromptError(f"{where} has the role {role!r}: it must be text, such as 'user'")
-        if "content" not in plain and "tool_calls" not in plain:
+        if "content" not in plain:
             raise PromptError(f"{where} has no content: it must be text, or a list of text parts")
-        if "content" in plain:
-            plain["content"] = self._content(plain["content"], f"{where}.content", form)
+        plain["content"] = self._content(plain["content"], f"{where}.content", form)
         return _with_reasoning(plain)
 
     def _content(self, content: object, where: str, form: ContentFormat) -> str | list[Any]:

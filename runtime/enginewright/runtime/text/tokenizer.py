@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+_LONG_TEXT = 10_000
+"""Characters from which on a text is encoded as a batch of one, which lets other threads run."""
+
+
 class Tokenizer:
     """A ``tokenizers.Tokenizer`` (``backend``) that takes any str and never truncates or pads."""
 
@@ -53,6 +57,11 @@ class Tokenizer:
         """The id of every token, added ones included, as it is spelt in the vocabulary."""
         return dict(self.backend.get_vocab(with_added_tokens=True))
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, as it is spelt: none stands for more of a text."""
+        return max(map(len, self.vocabulary), default=1)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written in it are recognised.
 
@@ -61,8 +70,10 @@ class Tokenizer:
         if not isinstance(text, str):
             raise PromptError(f"a prompt must be text, not {type(text).__name__}: {text!r:.80}")
         clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        encoding = self.backend.encode(clean, add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+        if len(clean) < _LONG_TEXT:
+            return list(self.backend.encode(clean, add_special_tokens=add_special_tokens).ids)
+        found = self.backend.encode_batch_fast([clean], add_special_tokens=add_special_tokens)
+        return list(found[0].ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids; ids without a token give nothing."""
