@@ -196,6 +196,29 @@ def test_prompt_logprobs_are_by_token(client: openai.OpenAI) -> None:
     assert [list(each) for each in scores[1:]] == [["66"], ["67"]]
 
 
+def test_prompt_logprobs_are_told_beside_an_echo(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+    extra = {"prompt_logprobs": 2}
+    plain = client.completions.create(**asked, extra_body=extra).choices[0].model_dump()
+    echoed = client.completions.create(**asked, echo=True, extra_body=extra).choices[0].model_dump()
+    assert plain["prompt_logprobs"] == echoed["prompt_logprobs"]
+    assert len(plain["prompt_logprobs"]) > 1
+
+
+@pytest.mark.parametrize("asked", [None, 1, 2])
+def test_named_tokens_are_told_whatever_their_rank(
+    client: openai.OpenAI, asked: int | None
+) -> None:
+    extra = {"logprob_token_ids": [5, 6], "return_tokens_as_token_ids": True}
+    answer = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=2, logprobs=asked, extra_body=extra
+    )
+    scored = answer.choices[0].logprobs
+    assert scored is not None
+    assert scored.top_logprobs is not None
+    assert all({"token_id:5", "token_id:6"} <= set(each) for each in scored.top_logprobs)
+
+
 def test_a_long_prompt_is_cut_where_that_is_asked_for(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model="tiny",

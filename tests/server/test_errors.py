@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from typing import Any
 
 import openai
@@ -12,6 +13,9 @@ import pytest
 from tests.server.conftest import Running, Serve
 
 USER = [{"role": "user", "content": "hi"}]
+NO_TYPE = {"type": "nothing"}
+FORM_OF_NOTHING = {"type": "json_schema", "json_schema": {"name": "a", "schema": NO_TYPE}}
+BAD_TOOL = {"type": "function", "function": {"name": "f", "parameters": NO_TYPE}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}
 FILE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
@@ -75,6 +79,8 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"use_beam_search": True, "n": 100}, None),
     ({"use_beam_search": True, "logit_bias": {"5": 1}}, "logit_bias"),
     ({"repetition_detection": {"size": 1}}, "repetition_detection"),
+    ({"repetition_detection": {"max_pattern_size": "a"}}, "repetition_detection"),
+    ({"response_format": FORM_OF_NOTHING}, "response_format"),
     ({"response_format": {"type": "xml"}}, "response_format"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format"),
@@ -97,11 +103,11 @@ CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages"),
     ({"messages": ["hi"]}, "messages"),
-    ({"max_completion_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 600}, "max_completion_tokens"),
     ({"max_tokens": 600}, "max_tokens"),
     ({"top_logprobs": 2}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": 5.5}, "logprobs"),
     ({"tools": []}, "tools"),
     ({"tools": [{"type": "function"}]}, "tools"),
@@ -123,8 +129,18 @@ CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"web_search_options": {"a": 1}}, "web_search_options"),
     ({"chat_template": "{{ messages }}"}, "chat_template"),
     ({"chat_template_kwargs": {"chat_template": "a"}}, None),
-    ({"continue_final_message": True}, None),
+    ({"continue_final_message": True}, "add_generation_prompt"),
+    ({"response_format": FORM_OF_NOTHING}, "response_format"),
+    ({"tools": [BAD_TOOL], "tool_choice": "required"}, "tools"),
     ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
+]
+
+
+OTHERS: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/responses", {"max_output_tokens": 0}, "max_output_tokens"),
+    ("/v1/responses", {"input": []}, "input"),
+    ("/v1/responses", {"text": {"format": {"type": "xml"}}}, "text"),
+    ("/v1/responses", {"top_logprobs": 50}, "top_logprobs"),
 ]
 
 
@@ -159,6 +175,23 @@ def test_completions_that_are_wrong(
         status, answer = post(server, "/v1/completions", {"model": "tiny", **asked})
         assert status == 400, answer
         check(status, answer, param)
+
+
+@pytest.mark.parametrize(("path", "body", "param"), OTHERS)
+def test_fields_have_the_names_of_the_api(
+    server: Running, path: str, body: dict[str, Any], param: str
+) -> None:
+    status, answer = post(server, path, {"model": "tiny", "input": "Hi", **body})
+    check(status, answer, param)
+    assert re.search(rf"\b{param}\b", answer["error"]["message"])
+
+
+def test_messages_name_their_own_fields(server: Running) -> None:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    for body, name in (({"max_tokens": 10**9}, "max_tokens"), ({"stop_sequences": [""]}, "stop_s")):
+        status, answer = post(server, "/v1/messages", asked | body)
+        assert status == 400
+        assert answer["error"]["message"].startswith(name)
 
 
 @pytest.mark.parametrize(("body", "param"), CHATS)

@@ -37,7 +37,7 @@ from enginewright.server.wire import json_response
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = "1"
-_NAMED = re.compile(r"(?:prompt \d+: )?([a-z_]+)(?:\.\w+|\[\w+\])*(?:=| has the keys )")
+_NAMED = re.compile(r"(?:prompt \d+: )?([a-z_]+)(?:\.\w+|\[\w+\])*(?:=|, but | and | has the keys )")
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -116,7 +116,7 @@ def failure_of(error: BaseException) -> Failure:
     for kinds, status in _STATUS:
         if isinstance(error, kinds):
             headers = {"Retry-After": RETRY_AFTER} if status == 503 else {}
-            return Failure(status, str(error) or _GONE, _param(error), headers)
+            return Failure(status, str(error) or _GONE, field_of(error), headers)
     logger.error("a request failed", exc_info=error)
     if isinstance(error, EnginewrightError):
         return Failure(500, str(error))
@@ -149,7 +149,7 @@ def _invalid(error: RequestValidationError) -> Failure:
     return Failure(400, f"{'.'.join(place)}: {told}", place[0])
 
 
-def _param(error: BaseException) -> str | None:
+def field_of(error: BaseException) -> str | None:
     """The field that is wrong; errors of the runtime begin with its name."""
     if isinstance(error, FieldError):
         return error.param

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from enginewright.server.context import context_of
 from enginewright.server.endpoints.documented import answers
+from enginewright.server.field_names import beneath, called
 from enginewright.server.protocol.chat import ChatRequest, ChatResponse
 from enginewright.server.serving.chat import read_chat
 from enginewright.server.serving.chat_answer import answer_chat, chat_chunks
@@ -23,7 +24,8 @@ router = APIRouter(tags=["OpenAI"])
 async def create_chat_completion(request: ChatRequest, raw: Request) -> Response:
     """Answer a conversation."""
     context = context_of(raw)
-    chat = await read_chat(request, raw, context)
-    if request.stream:
-        return await started(raw, chat_chunks(chat), context.life)
-    return json_response(await unless_gone(raw, answer_chat(chat), context.life))
+    with called(beneath(request)):
+        chat = await read_chat(request, raw, context)
+        if request.stream:
+            return await started(raw, chat_chunks(chat), context.life)
+        return json_response(await unless_gone(raw, answer_chat(chat), context.life))

@@ -12,6 +12,7 @@ from enginewright.runtime.requests.arguments import Tokenization
 from enginewright.server.context import context_of
 from enginewright.server.endpoints.documented import EVENTS
 from enginewright.server.errors import failure_of
+from enginewright.server.field_names import MESSAGES, called
 from enginewright.server.messages.answer import MessageBuilder
 from enginewright.server.messages.errors import TOLD, AnthropicRoute, error_body
 from enginewright.server.messages.request import CountRequest, MessagesRequest
@@ -33,12 +34,13 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 async def create_message(request: MessagesRequest, raw: Request) -> Response:
     """Answer a conversation."""
     context = context_of(raw)
-    chat = await read_chat(request.to_chat(), raw, context, "msg")
-    builder = MessageBuilder(chat.call.id, chat.call.name, len(chat.prompt.ids))
-    if request.stream:
-        return await started(raw, events_of(chat, builder), context.life, _tell)
-    await unless_gone(raw, build_whole(chat, builder), context.life)
-    return json_response(builder.message)
+    with called(MESSAGES):
+        chat = await read_chat(request.to_chat(), raw, context, "msg")
+        builder = MessageBuilder(chat.call.id, chat.call.name, len(chat.prompt.ids))
+        if request.stream:
+            return await started(raw, events_of(chat, builder), context.life, _tell)
+        await unless_gone(raw, build_whole(chat, builder), context.life)
+        return json_response(builder.message)
 
 
 @router.post("/v1/messages/count_tokens")

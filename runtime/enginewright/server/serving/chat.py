@@ -37,6 +37,7 @@ from enginewright.server.serving.sampling import (
     check_request,
     sampling_params,
     tokens_to_make,
+    top_of,
 )
 from enginewright.server.serving.structured import structured_outputs
 from enginewright.server.serving.unsupported import check_supported
@@ -131,7 +132,7 @@ async def read_chat(
         [prompt],
         params,
         request.outputs,
-        (request.top_logprobs or 0) if request.logprobs else None,
+        top_of(request, (request.top_logprobs or 0) if request.logprobs else None),
         spelling(request.return_tokens_as_token_ids, lambda token: decode([token], False)),
         UsageWanted.of(request.stream_options, context.options),
         bool(request.return_token_ids),

@@ -31,6 +31,7 @@ from enginewright.server.serving.sampling import (
     check_request,
     sampling_params,
     tokens_to_make,
+    top_of,
 )
 from enginewright.server.serving.structured import structured_outputs
 from enginewright.server.serving.unsupported import check_supported
@@ -58,6 +59,7 @@ async def read_completion(
     params = _params(request, model, max_tokens)
     most = context.options.max_prompts
     prompts = await model.prepare(lambda: read_prompts(model, request.prompt, reading, most))
+    _check_outputs(len(prompts) * request.outputs, max(most, model.capacity))
     record = record_of(raw)
     decode = model.engine.get_tokenizer().decode
     call = Call(
@@ -69,20 +71,25 @@ async def read_completion(
         prompts,
         params,
         request.outputs,
-        request.logprobs,
+        top_of(request, request.logprobs),
         spelling(request.return_tokens_as_token_ids, lambda token: decode([token], False)),
         UsageWanted.of(request.stream_options, context.options),
         bool(request.return_token_ids),
     )
-    return call, Echo(bool(request.echo), only=request.max_tokens == 0)
+    scored = request.prompt_logprobs is not None
+    return call, Echo(bool(request.echo), only=request.max_tokens == 0, scored=scored)
 
 
 @dataclass(frozen=True)
 class Echo:
-    """Whether the prompt is told before the output; ``only``: and no output after it."""
+    """Whether the prompt is told before the output; ``only``: and no output after it.
+
+    ``scored``: its log probabilities are told by themselves, whether it is or not.
+    """
 
     wanted: bool
     only: bool
+    scored: bool
 
 
 async def complete(call: Call, echo: Echo) -> dict[str, Any]:
@@ -156,7 +163,7 @@ class _Part:
             found["token_ids"] = ids
             if first:
                 found["prompt_token_ids"] = self._prompt.ids
-        if first and output.prompt_logprobs is not None and not self._echo.wanted:
+        if first and self._echo.scored:
             found["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
         return found
 
@@ -170,6 +177,15 @@ def _check(request: CompletionRequest) -> None:
         raise FieldError("logprobs", "echo with logprobs and use_beam_search is not supported")
     if request.logprobs is not None and request.logprobs < -1:
         raise FieldError("logprobs", f"logprobs={request.logprobs} is not legal: at least -1")
+
+
+def _check_outputs(asked: int, most: int) -> None:
+    if asked > most:
+        raise FieldError(
+            "n",
+            f"the request asks for {asked} outputs in all, and this server takes {most} of one "
+            f"request; send several smaller ones",
+        )
 
 
 def _max_tokens(request: CompletionRequest, model: ServedModel) -> int:

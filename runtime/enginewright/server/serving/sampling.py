@@ -11,6 +11,7 @@ from enginewright.runtime import (
     SamplingParams,
     StructuredOutputsParams,
 )
+from enginewright.runtime.errors import SamplingParamsError
 from enginewright.runtime.sampling.defaults import Defaults
 from enginewright.server.errors import FieldError
 from enginewright.server.protocol.common import GenerationRequest
@@ -76,7 +77,7 @@ def sampling_params(
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= {
         "max_tokens": max_tokens,
-        "logprobs": logprobs,
+        "logprobs": None if request.logprob_token_ids else logprobs,
         "prompt_logprobs": prompt_logprobs,
         "structured_outputs": structured_outputs(request),
         "repetition_detection": _repetition(request),
@@ -99,6 +100,11 @@ def beam_params(
     return BeamSearchParams(
         beam_width=request.outputs, max_tokens=max_tokens, structured_outputs=form, **fields
     )
+
+
+def top_of(request: GenerationRequest, asked: int | None) -> int | None:
+    """How many of the likeliest are told beside a token; -1: those that the request names."""
+    return -1 if request.logprob_token_ids else asked
 
 
 def tokens_to_make(asked: int | None, defaults: Defaults) -> int | None:
@@ -132,4 +138,7 @@ def _repetition(request: GenerationRequest) -> RepetitionDetectionParams | None:
         raise FieldError(
             "repetition_detection", f"repetition_detection has no {name!r:.80}; there are {legal}"
         )
-    return RepetitionDetectionParams(**given)
+    try:
+        return RepetitionDetectionParams(**given)
+    except SamplingParamsError as error:
+        raise FieldError("repetition_detection", f"repetition_detection: {error}") from error
