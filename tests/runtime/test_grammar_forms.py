@@ -101,6 +101,15 @@ def test_spaces_in_json() -> None:
     assert accepts('{"a":{}}', json_object=True, disable_any_whitespace=True)
 
 
+def test_formats_of_others_are_remarks() -> None:
+    path = {"type": "object", "properties": {"a": {"type": "string", "format": "path"}}}
+    assert accepts('{"a": "/tmp"}', json=path)
+    date = {"type": "object", "properties": {"format": {"type": "string", "format": "date"}}}
+    assert not accepts('{"format": "/tmp"}', json=date)
+    with pytest.raises(SamplingParamsError, match="uri-template"):
+        accepts('"a"', json={"type": "string", "format": "uri-template"})
+
+
 def test_further_properties() -> None:
     assert accepts('{"a": 1, "b": 2}', json=OBJECT)
     closed = {"disable_additional_properties": True}

@@ -56,6 +56,7 @@ def refused(field: str, value: object, why: str) -> SamplingParamsError:
 def _schema(params: StructuredOutputsParams, form: Any) -> Any:
     """The schema, bounded, with what the request says about spaces and further properties."""
     _check(params, form)
+    form = schema.without_foreign_formats(form)
     if params.disable_additional_properties:
         form = schema.without_additional_properties(form)
     options: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +31,13 @@ _SCHEMAS = (
     "then",
     "unevaluatedItems",
     "unevaluatedProperties",
+)
+
+# Draft 2020-12, Validation 7.3.
+_FORMATS = frozenset(
+    "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri "
+    "uri-reference iri iri-reference uuid uri-template json-pointer relative-json-pointer "
+    "regex".split()
 )
 
 
@@ -61,21 +68,41 @@ def excess(schema: Any) -> str | None:
 
 def without_additional_properties(schema: Any) -> Any:
     """A copy whose objects that name properties have no others, unless they say so themselves."""
+
+    def close(part: dict[str, Any]) -> None:
+        if any(isinstance(part.get(name), Mapping) for name in ("properties", "patternProperties")):
+            part.setdefault("additionalProperties", False)
+
+    return _changed(schema, close)
+
+
+def without_foreign_formats(schema: Any) -> Any:
+    """A copy without formats that JSON Schema does not define: to it those are remarks.
+
+    Pydantic writes some (``path``, ``binary``).
+    """
+
+    def forget(part: dict[str, Any]) -> None:
+        if isinstance(part.get("format"), str) and part["format"] not in _FORMATS:
+            del part["format"]
+
+    return _changed(schema, forget)
+
+
+def _changed(schema: Any, change: Callable[[dict[str, Any]], None]) -> Any:
+    """A copy, of which every schema within was given to ``change``."""
     if isinstance(schema, list):
-        return [without_additional_properties(each) for each in schema]
+        return [_changed(each, change) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     result = dict(schema)
     for name in _SCHEMAS_BY_NAME:
         if isinstance(result.get(name), Mapping):
-            result[name] = {
-                key: without_additional_properties(each) for key, each in result[name].items()
-            }
+            result[name] = {key: _changed(each, change) for key, each in result[name].items()}
     for name in _SCHEMAS:
         if name in result:
-            result[name] = without_additional_properties(result[name])
-    if any(isinstance(result.get(name), Mapping) for name in ("properties", "patternProperties")):
-        result.setdefault("additionalProperties", False)
+            result[name] = _changed(result[name], change)
+    change(result)
     return result
 
 
