@@ -37,7 +37,9 @@ from enginewright.server.wire import json_response
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = "1"
-_NAMED = re.compile(r"(?:prompt \d+: )?([a-z_]+)(?:\.\w+|\[\w+\])*(?:=|, but | and | has the keys )")
+_NAMED = re.compile(
+    r"(?:prompt \d+: )?([a-z_]+)(?:\.\w+|\[\w+\])*(?:=|, but | and | has the keys )"
+)
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
