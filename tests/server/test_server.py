@@ -282,6 +282,21 @@ def test_a_line_a_request_without_its_prompt(
     assert "secret" not in caplog.text
 
 
+def test_no_client_writes_a_line_of_its_own_into_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serve(enable_log_requests=True) as server:
+        call(server, "GET", "/x%0a2026%20FAKE%1b[31m")
+        body = {"prompt": "a", "max_tokens": 1, "request_id": "a\nb\x1b[31m"}
+        call(server, "POST", "/v1/completions", body)
+    lines = [each.getMessage() for each in caplog.records]
+
+    assert any(line.startswith("GET /x%0A2026%20FAKE%1B[31m 404 ") for line in lines)
+    assert any(line.startswith("cmpl-a%0Ab%1B[31m: ") for line in lines)
+    assert all(line.isprintable() for line in lines if "FAKE" in line or "cmpl-a" in line)
+
+
 def test_what_is_turned_off_is_not_there(serve: Serve) -> None:
     off = {"disable_docs": True, "enable_tokenizer_info_endpoint": False, "fingerprint": "none"}
     with serve(**off) as server:

@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,8 @@ logger = logging.getLogger("enginewright.server.access")
 
 _KEY = "enginewright.record"
 _LONGEST_ID = 128
+_AS_THEY_ARE = "/:@!$&'()*+,;=[]"
+"""What a path may hold besides letters and digits, as it is logged."""
 
 
 @dataclass
@@ -40,6 +43,11 @@ class Record:
             parts.append(f"first={1000 * (self.first_token_at - self.arrived):.1f}ms")
         parts.append(f"total={1000 * (time.perf_counter() - self.arrived):.1f}ms")
         return " ".join(parts)
+
+
+def for_log(text: str) -> str:
+    """A client's text in a form that neither ends its line of the log nor passes for more of it."""
+    return quote(text, safe=_AS_THEY_ARE, errors="replace")
 
 
 def record_of(request: Request) -> Record:
@@ -77,7 +85,7 @@ class AccessLog:
             await self._app(scope, receive, noting)
         finally:
             if self._log:
-                logger.info("%s", record.line(scope["method"], scope["path"]))
+                logger.info("%s", record.line(scope["method"], for_log(scope["path"])))
 
 
 def _new_id(scope: Scope) -> str:

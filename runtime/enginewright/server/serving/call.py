@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.runtime import RequestOutput
-from enginewright.server.access_log import Record
+from enginewright.server.access_log import Record, for_log
 from enginewright.server.context import Context
 from enginewright.server.registry import ServedModel
 from enginewright.server.serving.following import follow
@@ -50,7 +50,7 @@ class Call:
         metrics = self.context.metrics.of(self.model)
         if self.context.options.enable_log_requests:
             asked = [each.ids if each.text is None else each.text for each in self.prompts]
-            logger.info("%s: %r with %r", self.id, asked, self.params)
+            logger.info("%s: %r with %r", for_log(self.id), asked, self.params)
         with self.model.admitted(len(self.prompts) * self.outputs):
             streams = [
                 follow(self.model, metrics, self.record, prompt, self.params)
