@@ -25,6 +25,10 @@ from enginewright.runtime.errors import EnginewrightError
 from enginewright.server.options import ServeOptions
 
 SERVE = (sys.executable, "-m", "enginewright.cli", "serve")
+HALF = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 100\r\n\r\n{"
+)
 LONG = {"prompt": "hi", "max_tokens": 500, "ignore_eos": True, "stream": True}
 
 
@@ -119,6 +123,22 @@ def test_what_does_not_end_in_time_is_told_so(tiny_artifact: Path) -> None:
         text = answer.read().decode()
     assert "the server ended before this request did" in text
     assert text.endswith("data: [DONE]\n\n")
+    assert "Traceback" not in process.text
+
+
+def test_a_body_that_is_half_there_at_the_end_is_answered(tiny_artifact: Path) -> None:
+    with (
+        served(str(tiny_artifact), "--port", "0", "--drain-timeout", "1") as process,
+        socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection,
+    ):
+        connection.sendall(HALF)
+        process.process.send_signal(signal.SIGTERM)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        error = json.loads(answer.read())["error"]
+        assert process.process.wait(60) == 0
+    assert (answer.status, error["code"], error["type"]) == (503, 503, "ServiceUnavailableError")
+    assert answer.getheader("retry-after") == "1"
     assert "Traceback" not in process.text
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.server.errors import UnavailableError, failure_of
@@ -48,17 +48,40 @@ class Life:
 
 
 class RefuseWhileDraining:
-    """Middleware: new requests on old connections get 503 once the server is about to end."""
+    """Middleware: 503 once the server is about to end.
+
+    For new requests on old connections, and for those that were given up before their answer began.
+    """
 
     def __init__(self, app: ASGIApp, life: Life) -> None:
         self._app, self._life = app, life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._life.draining and scope["path"] not in _OPEN:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._life.draining and scope["path"] not in _OPEN:
             gone = UnavailableError("the server is about to end and takes no more requests")
             await failure_of(gone).response()(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if begun or not self._life.draining:
+                raise
+            await failure_of(ending()).response()(scope, receive, send)
+
+
+def ending() -> UnavailableError:
+    """What a request is told that the server's end cuts off."""
+    return UnavailableError("the server ended before this request did; send it again")
 
 
 class Server(uvicorn.Server):

@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from enginewright.server.errors import UnavailableError, failure_of
-from enginewright.server.life import Life
+from enginewright.server.errors import failure_of
+from enginewright.server.life import Life, ending
 from enginewright.server.wire import to_bytes, to_json
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class EventStream(Response):
             await sending
         except asyncio.CancelledError:
             if not beside[0].done() and self._life.draining:
-                await send(_part(self._tell(_ending())))
+                await send(_part(self._tell(ending())))
                 await send(_part(b"", more=False))
             elif not beside[0].done():
                 raise
@@ -147,11 +147,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], life: Life
 def _told(error: BaseException, life: Life) -> BaseException:
     """A request that is cancelled because the server ends is told so."""
     ended = isinstance(error, asyncio.CancelledError) and life.draining
-    return _ending() if ended else error
-
-
-def _ending() -> UnavailableError:
-    return UnavailableError("the server ended before this request did; send it again")
+    return ending() if ended else error
 
 
 async def _gone(receive: Receive) -> None:
