@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,32 @@ def test_a_body_that_is_too_large(serve: Serve, chunked: bool) -> None:
         error = json.loads(answer.read())["error"]
         connection.close()
         assert (answer.status, error["code"], error["type"]) == (413, 413, "RequestTooLargeError")
+
+
+@pytest.mark.parametrize("limit", [{"body_timeout": 0.3}, {"request_timeout": 0.3}])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/tokenize"])
+def test_a_body_that_does_not_come(serve: Serve, limit: dict[str, float], path: str) -> None:
+    with (
+        serve(**limit) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        error = json.loads(answer.read())["error"]
+        assert connection.recv(1) == b""  # and the connection is closed
+    assert answer.status == 408
+    assert error["message"] == "the body did not come within 0.3 seconds"
+
+
+def test_an_answer_may_take_longer_than_its_body(serve: Serve) -> None:
+    with serve(served_model_name="tiny", body_timeout=0.05) as server:
+        body = {"prompt": "a", "max_tokens": 590, "ignore_eos": True, "stream": True}
+        status, _, text = call(server, "POST", "/v1/completions", body)
+    assert status == 200
+    assert text.endswith(b"data: [DONE]\n\n")
+    assert b'"error"' not in text
 
 
 def test_a_full_queue_answers_503_with_retry_after(serve: Serve) -> None:

@@ -17,7 +17,7 @@ from enginewright.server.auth import Authentication, read_keys
 from enginewright.server.context import Context
 from enginewright.server.endpoints import chat, completions, health, models, tokenize
 from enginewright.server.life import Life, RefuseWhileDraining
-from enginewright.server.limits import BodyLimit
+from enginewright.server.limits import BodyLimit, BodyTime
 from enginewright.server.messages import endpoint as messages
 from enginewright.server.metrics import Metrics
 from enginewright.server.options import ServeOptions
@@ -57,6 +57,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_middleware(app: FastAPI, options: ServeOptions, life: Life) -> None:
     """The last one added is the first that a request meets."""
     app.add_middleware(BodyLimit, most=options.max_body_bytes)
+    app.add_middleware(BodyTime, seconds=options.longest_upload)
     keys = read_keys(options)
     if keys:
         app.add_middleware(Authentication, keys=keys)
