@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 from typing import Any
 
 import openai
@@ -219,6 +220,17 @@ def test_unknown_fields_are_ignored(server: Running) -> None:
     body = {"model": "tiny", "prompt": "a", "max_tokens": 1, "colour": "red", "user": "me"}
 
     assert post(server, "/v1/completions", body)[0] == 200
+
+
+def test_many_unknown_fields_are_one_line_of_the_log(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    body = {f"colour{number}": 1 for number in range(1000)}
+
+    assert post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, **body})[0] == 200
+    (line,) = [each.getMessage() for each in caplog.records if "colour" in each.getMessage()]
+    assert line.endswith("'colour3', 'colour4' and 995 more")
 
 
 def test_the_client_raises_by_class(server: Running, serve: Serve) -> None:
