@@ -48,9 +48,21 @@ def test_models_have_cards_under_each_name(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_an_answer_has_the_name_that_was_asked_for(client: openai.OpenAI) -> None:
-    for name in ("tiny", "alias"):
-        assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+def test_an_answer_has_the_first_name_whichever_was_asked_for(
+    server: Running, client: openai.OpenAI
+) -> None:
+    asked: Any = {"model": "alias", "messages": USER, "max_tokens": 1}
+    assert client.completions.create(model="alias", prompt="a", max_tokens=1).model == "tiny"
+    assert client.chat.completions.create(**asked).model == "tiny"
+    assert {each.model for each in client.chat.completions.create(**asked, stream=True)} == {"tiny"}
+    assert client.responses.create(model="alias", input="a", max_output_tokens=1).model == "tiny"
+    assert json.loads(call(server, "POST", "/v1/messages", asked)[2])["model"] == "tiny"
+
+
+def test_the_path_of_all_models_with_a_slash_is_none(server: Running) -> None:
+    status, _, text = call(server, "GET", "/v1/models/")
+
+    assert (status, json.loads(text)["error"]["type"]) == (404, "NotFoundError")
 
 
 def test_several_artifacts_under_their_names(tiny_artifact: Path) -> None:
@@ -67,13 +79,13 @@ def test_several_artifacts_under_their_names(tiny_artifact: Path) -> None:
             client.completions.create(model="", prompt="a")
 
 
-def test_one_model_needs_no_name_and_has_that_of_its_path(
+def test_one_model_needs_no_name_and_is_not_known_by_its_path(
     serve: Serve, tiny_artifact: Path
 ) -> None:
     with serve() as server, server.client() as client:
         assert client.completions.create(model="", prompt="a", max_tokens=1).model == "tiny"
-        found = client.completions.create(model=str(tiny_artifact), prompt="a", max_tokens=1)
-        assert found.model == str(tiny_artifact)
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            client.completions.create(model=str(tiny_artifact), prompt="a", max_tokens=1)
         assert [card.id for card in client.models.list().data] == ["tiny"]
 
 
@@ -114,6 +126,8 @@ def test_what_a_remote_tokenizer_asks(server: Running) -> None:
 def test_health_readiness_version_and_documents(server: Running) -> None:
     assert call(server, "GET", "/health")[0] == 200
     assert call(server, "GET", "/ready")[0] == 200
+    for path in ("/health", "/ready"):
+        assert call(server, "HEAD", path)[::2] == (200, b"")
     assert get(server, "/version")["version"]
     paths = get(server, "/openapi.json")["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize"} <= set(paths)

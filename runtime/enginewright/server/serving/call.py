@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """``name``: of the model, as the client called it. ``outputs``: of each prompt.
+    """``outputs``: of each prompt.
 
     ``top``: log probabilities beside the token's own; None: none at all.
     """
@@ -35,7 +35,6 @@ class Call:
     model: ServedModel
     record: Record
     id: str
-    name: str
     prompts: list[ReadPrompt]
     params: Params
     outputs: int
@@ -44,6 +43,11 @@ class Call:
     usage: UsageWanted
     with_token_ids: bool
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        """Of the model in the answer: the first of its names, whichever the client called it by."""
+        return self.model.name
 
     async def run(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         """Every output of every prompt, as they come, with the prompt's place."""

@@ -127,7 +127,6 @@ async def read_chat(
         model,
         record,
         new_id(prefix, request.request_id or record.id),
-        request.model or model.name,
         [prompt],
         params,
         request.outputs,

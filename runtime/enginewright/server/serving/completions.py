@@ -65,7 +65,6 @@ async def read_completion(
         model,
         record,
         new_id("cmpl", request.request_id or record.id),
-        request.model or model.name,
         prompts,
         params,
         request.outputs,
