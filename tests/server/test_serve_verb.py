@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.life import uvicorn_config
 from enginewright.server.options import ServeOptions
 
 SERVE = (sys.executable, "-m", "enginewright.cli", "serve")
@@ -125,6 +126,12 @@ def test_what_does_not_end_in_time_is_told_so(tiny_artifact: Path) -> None:
     assert "the server ended before this request did" in text
     assert text.endswith("data: [DONE]\n\n")
     assert "Traceback" not in process.text
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 30])
+def test_the_time_to_drain_is_not_rounded(seconds: float) -> None:
+    options = ServeOptions.of([{"model": "a"}], {"drain_timeout": seconds})
+    assert uvicorn_config(None, options).timeout_graceful_shutdown == seconds
 
 
 def test_a_body_that_is_half_there_at_the_end_is_answered(tiny_artifact: Path) -> None:

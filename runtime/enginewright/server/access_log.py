@@ -22,12 +22,17 @@ _AS_THEY_ARE = "/:@!$&'()*+,;=[]"
 
 @dataclass
 class Record:
-    """What is noted of one request. Moments are of ``time.perf_counter()``."""
+    """What is noted of one request. Moments are of ``time.perf_counter()``.
+
+    ``failed``: the status of what ended a stream, whose own was sent before. What no output was
+    seen of has no count of outputs: it may have made some.
+    """
 
     id: str
     arrived: float = field(default_factory=time.perf_counter)
     model: str = ""
     status: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -36,10 +41,12 @@ class Record:
     def line(self, method: str, path: str) -> str:
         """As it is logged."""
         parts = [f"{method} {path} {self.status} id={self.id}"]
+        if self.failed:
+            parts.append(f"failed={self.failed}")
         if self.model:
             parts.append(f"model={self.model} prompt={self.prompt_tokens}")
-            parts.append(f"cached={self.cached_tokens} output={self.output_tokens}")
         if self.first_token_at is not None:
+            parts.append(f"cached={self.cached_tokens} output={self.output_tokens}")
             parts.append(f"first={1000 * (self.first_token_at - self.arrived):.1f}ms")
         parts.append(f"total={1000 * (time.perf_counter() - self.arrived):.1f}ms")
         return " ".join(parts)

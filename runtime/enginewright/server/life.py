@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.error_answers import error_answer
 from enginewright.server.errors import UnavailableError, failure_of
 from enginewright.server.options import ServeOptions
 
@@ -62,7 +63,7 @@ class RefuseWhileDraining:
             return
         if self._life.draining and scope["path"] not in _OPEN:
             gone = UnavailableError("the server is about to end and takes no more requests")
-            await failure_of(gone).response()(scope, receive, send)
+            await error_answer(failure_of(gone), scope)(scope, receive, send)
             return
         begun = False
 
@@ -76,7 +77,7 @@ class RefuseWhileDraining:
         except asyncio.CancelledError:
             if begun or not self._life.draining:
                 raise
-            await failure_of(ending()).response()(scope, receive, send)
+            await error_answer(failure_of(ending()), scope)(scope, receive, send)
 
 
 def ending() -> UnavailableError:

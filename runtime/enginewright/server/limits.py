@@ -10,6 +10,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from enginewright.server.error_answers import error_answer
 from enginewright.server.errors import Failure
 
 
@@ -25,7 +26,7 @@ class BodyLimit:
             return
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if stated.isdigit() and int(stated) > self._most:
-            await self._refusal().response()(scope, receive, send)
+            await error_answer(self._refusal(), scope)(scope, receive, send)
             return
         got = 0
 

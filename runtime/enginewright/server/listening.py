@@ -1,4 +1,4 @@
-"""Where the server listens, made or tried before models are loaded: what is wrong is told at once."""
+"""Where the server listens: made, or tried, before models load, so that errors come at once."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class ServeOptions:
         60.0, "Time in which a request's body must come, at most request_timeout; 0: no limit."
     )
     request_timeout: float = setting(0.0, "Longest time of a request; 0: no limit.")
-    drain_timeout: float = setting(30.0, "Time that running requests have after SIGTERM.")
+    drain_timeout: float = setting(30.0, "Time that running requests have after SIGTERM; 0: none.")
     timeout_keep_alive: int = setting(5, "Time that an idle connection is kept.")
     sse_keep_alive_interval: float = setting(0.0, "Comments in idle streams; 0: none.")
     trust_request_chat_template: bool = setting(False, "Allow chat_template in requests.")

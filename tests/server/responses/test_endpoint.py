@@ -31,7 +31,7 @@ def test_the_answer_is_that_of_the_offline_api(client: openai.OpenAI, offline: L
     expected = offline.chat(messages, SamplingParams(max_tokens=9, seed=3), use_tqdm=False)[0]
 
     assert answer.output_text == expected.outputs[0].text
-    assert answer.id.startswith("resp")
+    assert answer.id.startswith("resp_")
     assert answer.usage is not None
     assert answer.usage.input_tokens == len(expected.prompt_token_ids)
     assert answer.usage.output_tokens == len(expected.outputs[0].token_ids)

@@ -38,6 +38,9 @@ class CountRequest(BaseModel):
 
     def _chat(self) -> JSON:
         chat: JSON = {"model": self.model, "messages": _messages(self.system, self.messages)}
+        last = chat["messages"][-1]
+        if last["role"] == "assistant" and last.get("content") and "tool_calls" not in last:
+            chat |= {"add_generation_prompt": False, "continue_final_message": True}
         if self.tools:
             chat["tools"] = [_tool(at, tool) for at, tool in enumerate(self.tools)]
             chat |= _tool_choice(self.tool_choice or {"type": "auto"})

@@ -105,7 +105,7 @@ class ChatCall:
 
 
 async def read_chat(
-    request: ChatRequest, raw: Request, context: Context, prefix: str = "chatcmpl"
+    request: ChatRequest, raw: Request, context: Context, prefix: str = "chatcmpl-"
 ) -> ChatCall:
     """Everything that can be wrong is found here; nothing has run yet."""
     model = context.models.get(request.model)

@@ -64,7 +64,7 @@ async def read_completion(
         context,
         model,
         record,
-        new_id("cmpl", request.request_id or record.id),
+        new_id("cmpl-", request.request_id or record.id),
         prompts,
         params,
         request.outputs,
