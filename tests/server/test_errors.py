@@ -118,6 +118,7 @@ CHATS: list[tuple[dict[str, Any], str | None]] = [
         {"tools": [TOOL], "tool_choice": "required", "structured_outputs": {"regex": "a"}},
         "structured_outputs",
     ),
+    ({"reasoning_effort": "bogus"}, "reasoning_effort"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"audio": {"voice": "a"}}, "audio"),
@@ -207,6 +208,9 @@ def test_a_body_of_another_kind(server: Running) -> None:
 
     assert status == 400
     check(status, answer, None)
+    for wrong, told in ((body, "text/plain"), (b"[1]", "application/json")):
+        message = post(server, "/v1/completions", wrong, told)[1]["error"]["message"]
+        assert message.startswith("the body must be a JSON object")
 
 
 def test_half_a_surrogate_pair_is_no_failure(server: Running) -> None:

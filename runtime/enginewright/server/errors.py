@@ -125,7 +125,8 @@ def _invalid(error: RequestValidationError) -> Failure:
         reason = found.get("ctx", {}).get("error", "")
         return Failure(400, f"the body is not JSON: {reason}")
     if not place:
-        return Failure(400, f"the body is not legal: {found['msg']}")
+        told = "the body must be a JSON object, with the content type application/json"
+        return Failure(400, told)
     told = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] != "missing":
         told += f" (it is {found.get('input')!r:.80})"

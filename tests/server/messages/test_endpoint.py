@@ -145,3 +145,14 @@ def test_a_final_message_of_the_assistant_is_continued(
     assert answer.content[0].text == expected.outputs[0].text
     counted = claude.messages.count_tokens(model="tiny", messages=turns)
     assert counted.input_tokens == answer.usage.input_tokens
+
+
+def test_thoughts_are_refused_of_a_model_without_them(claude: Any, serve: Any) -> None:
+    body = {"model": "tiny", "max_tokens": 1, "messages": USER, "thinking": {"type": "enabled"}}
+    assert claude.messages.create(**body).id
+    with (
+        serve(served_model_name="tiny", reasoning_parser="none") as running,
+        anthropic.Anthropic(base_url=running.url, api_key="any", max_retries=0) as client,
+        pytest.raises(anthropic.BadRequestError, match="tiny has no thoughts"),
+    ):
+        client.messages.create(**body)

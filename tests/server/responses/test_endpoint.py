@@ -126,3 +126,12 @@ def test_a_mistake_is_a_400_that_names_the_field(
 def test_nothing_is_stored(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="this server stores none"):
         client.responses.retrieve("resp_1")
+
+
+def test_what_is_to_be_included_must_be_known(client: openai.OpenAI) -> None:
+    unknown: Any = ["wat"]
+    with pytest.raises(openai.BadRequestError, match=r"message\.output_text\.logprobs") as raised:
+        client.responses.create(model="tiny", input="Hi", include=unknown)
+    assert raised.value.param == "include"
+    known: Any = ["reasoning.encrypted_content"]
+    assert client.responses.create(model="tiny", input="Hi", max_output_tokens=1, include=known).id
