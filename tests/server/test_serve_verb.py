@@ -141,9 +141,9 @@ def test_a_body_that_is_half_there_at_the_end_is_answered(tiny_artifact: Path) -
     ):
         connection.sendall(HALF)
         process.process.send_signal(signal.SIGTERM)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        error = json.loads(answer.read())["error"]
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            error = json.loads(answer.read())["error"]
         assert process.process.wait(60) == 0
     assert (answer.status, error["code"], error["type"]) == (503, 503, "ServiceUnavailableError")
     assert answer.getheader("retry-after") == "1"

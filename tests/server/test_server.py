@@ -223,9 +223,9 @@ def test_a_body_that_does_not_come(serve: Serve, limit: dict[str, float], path: 
     ):
         head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        error = json.loads(answer.read())["error"]
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            error = json.loads(answer.read())["error"]
         assert connection.recv(1) == b""  # and the connection is closed
     assert answer.status == 408
     assert error["message"] == "the body did not come within 0.3 seconds"
