@@ -58,8 +58,8 @@ def read_line(number: int, text: bytes) -> Line:
         return Line(number, None, problem=f"custom_id={custom_id!r:.80}: it must be text")
     if not _is_unicode(custom_id):
         # Answered without its name, which UTF-8 cannot hold: the answer would be to another one.
-        problem = f"custom_id={custom_id!r:.80} holds half of a surrogate pair: it is no text"
-        return Line(number, None, problem=problem)
+        told = f"custom_id={custom_id!r:.80} holds half of a surrogate pair: it is no text"
+        return Line(number, None, problem=told)
     problem = _problem(data)
     if problem is not None:
         return Line(number, custom_id, problem=problem)
