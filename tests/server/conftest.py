@@ -60,7 +60,7 @@ def running(models: list[dict[str, Any]], **settings: Any) -> Iterator[Running]:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             thread.join(0.01)
-        port = 0 if options.uds else server.servers[0].sockets[0].getsockname()[1]
+        port = server.servers[0].sockets[0].getsockname()[1]
         yield Running(port, server, served, life)
     finally:
         server.should_exit = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 from typing import Any
 
@@ -123,6 +124,7 @@ CHATS: list[tuple[dict[str, Any], str | None]] = [
         {"tools": [TOOL], "tool_choice": "required", "structured_outputs": {"regex": "a"}},
         "structured_outputs",
     ),
+    ({"reasoning_effort": "bogus"}, "reasoning_effort"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"audio": {"voice": "a"}}, "audio"),
@@ -239,6 +241,9 @@ def test_a_body_of_another_kind(server: Running) -> None:
 
     assert status == 400
     check(status, answer, None)
+    for wrong, told in ((body, "text/plain"), (b"[1]", "application/json")):
+        message = post(server, "/v1/completions", wrong, told)[1]["error"]["message"]
+        assert message.startswith("the body must be a JSON object")
 
 
 def test_half_a_surrogate_pair_is_no_failure(server: Running) -> None:
@@ -252,6 +257,17 @@ def test_unknown_fields_are_ignored(server: Running) -> None:
     body = {"model": "tiny", "prompt": "a", "max_tokens": 1, "colour": "red", "user": "me"}
 
     assert post(server, "/v1/completions", body)[0] == 200
+
+
+def test_many_unknown_fields_are_one_line_of_the_log(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    body = {f"colour{number}": 1 for number in range(1000)}
+
+    assert post(server, "/v1/completions", {"prompt": "a", "max_tokens": 1, **body})[0] == 200
+    (line,) = [each.getMessage() for each in caplog.records if "colour" in each.getMessage()]
+    assert line.endswith("'colour3', 'colour4' and 995 more")
 
 
 def test_the_client_raises_by_class(server: Running, serve: Serve) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -22,9 +23,14 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.life import uvicorn_config
 from enginewright.server.options import ServeOptions
 
 SERVE = (sys.executable, "-m", "enginewright.cli", "serve")
+HALF = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 100\r\n\r\n{"
+)
 LONG = {"prompt": "hi", "max_tokens": 500, "ignore_eos": True, "stream": True}
 
 
@@ -122,26 +128,62 @@ def test_what_does_not_end_in_time_is_told_so(tiny_artifact: Path) -> None:
     assert "Traceback" not in process.text
 
 
+@pytest.mark.parametrize("seconds", [0, 0.5, 30])
+def test_the_time_to_drain_is_not_rounded(seconds: float) -> None:
+    options = ServeOptions.of([{"model": "a"}], {"drain_timeout": seconds})
+    assert uvicorn_config(None, options).timeout_graceful_shutdown == seconds
+
+
+def test_a_body_that_is_half_there_at_the_end_is_answered(tiny_artifact: Path) -> None:
+    with (
+        served(str(tiny_artifact), "--port", "0", "--drain-timeout", "1") as process,
+        socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection,
+    ):
+        connection.sendall(HALF)
+        process.process.send_signal(signal.SIGTERM)
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            error = json.loads(answer.read())["error"]
+        assert process.process.wait(60) == 0
+    assert (answer.status, error["code"], error["type"]) == (503, 503, "ServiceUnavailableError")
+    assert answer.getheader("retry-after") == "1"
+    assert "Traceback" not in process.text
+
+
 def test_a_unix_socket(tiny_artifact: Path, tmp_path: Path) -> None:
     place = tmp_path / "socket"
-    process = subprocess.Popen(
-        [*SERVE, str(tiny_artifact), "--uds", str(place), "--threads", "1"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with socket.socket(socket.AF_UNIX) as left:  # by a server that was killed
+        left.bind(str(place))
+    mask = os.umask(0o027)
     try:
-        assert process.stderr is not None
-        while "Uvicorn running on unix socket" not in (line := process.stderr.readline()):
-            assert line, "the server ended"
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(place))
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+        with served(str(tiny_artifact), "--uds", str(place), "--threads", "1") as process:
+            assert stat.S_IMODE(place.stat().st_mode) == 0o750
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(place))
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+            refused = CliRunner().invoke(main, ["serve", "nowhere", "--uds", str(place)])
+            assert refused.stderr == f"error: uds={place}: another server listens there\n"
+            assert process.end(signal.SIGINT) == 0
     finally:
-        process.kill()
+        os.umask(mask)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("missing/x.sock", "cannot listen there ([Errno 2] No such file or directory)"),
+        ("plain", "there is something else than a socket"),
+    ],
+)
+def test_a_unix_socket_that_cannot_be(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "plain").write_text("kept")
+    result = CliRunner().invoke(main, ["serve", "nowhere", "--uds", str(tmp_path / name)])
+
+    assert result.exit_code == 1
+    assert result.stderr == f"error: uds={tmp_path / name}: {told}\n"
+    assert (tmp_path / "plain").read_text() == "kept"
 
 
 def test_tls(tiny_artifact: Path, tmp_path: Path) -> None:
@@ -205,6 +247,12 @@ api-key: secret
         (["nowhere"], "", 1, "nowhere: no such folder"),
         (["nowhere", "--port", "70000"], "", 1, "port=70000 is not legal"),
         (["nowhere", "--ssl-keyfile", "a"], "", 1, "ssl_keyfile and ssl_certfile go together"),
+        (
+            ["nowhere", "--ssl-keyfile", "none.key", "--ssl-certfile", "none.pem"],
+            "",
+            1,
+            "TLS cannot be set up from none.key, none.pem",
+        ),
         (["nowhere", "--log-level", "loud"], "", 1, "legal are critical, error"),
         (["a", "b", "--served-model-name", "c"], "", 1, "give each its own as NAME=ARTIFACT"),
         ([], "{", 1, "is not YAML"),

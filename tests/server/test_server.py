@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,21 @@ def test_models_have_cards_under_each_name(client: openai.OpenAI) -> None:
         client.models.retrieve("other")
 
 
-def test_an_answer_has_the_name_that_was_asked_for(client: openai.OpenAI) -> None:
-    for name in ("tiny", "alias"):
-        assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+def test_an_answer_has_the_first_name_whichever_was_asked_for(
+    server: Running, client: openai.OpenAI
+) -> None:
+    asked: Any = {"model": "alias", "messages": USER, "max_tokens": 1}
+    assert client.completions.create(model="alias", prompt="a", max_tokens=1).model == "tiny"
+    assert client.chat.completions.create(**asked).model == "tiny"
+    assert {each.model for each in client.chat.completions.create(**asked, stream=True)} == {"tiny"}
+    assert client.responses.create(model="alias", input="a", max_output_tokens=1).model == "tiny"
+    assert json.loads(call(server, "POST", "/v1/messages", asked)[2])["model"] == "tiny"
+
+
+def test_the_path_of_all_models_with_a_slash_is_none(server: Running) -> None:
+    status, _, text = call(server, "GET", "/v1/models/")
+
+    assert (status, json.loads(text)["error"]["type"]) == (404, "NotFoundError")
 
 
 def test_several_artifacts_under_their_names(tiny_artifact: Path) -> None:
@@ -66,13 +79,13 @@ def test_several_artifacts_under_their_names(tiny_artifact: Path) -> None:
             client.completions.create(model="", prompt="a")
 
 
-def test_one_model_needs_no_name_and_has_that_of_its_path(
+def test_one_model_needs_no_name_and_is_not_known_by_its_path(
     serve: Serve, tiny_artifact: Path
 ) -> None:
     with serve() as server, server.client() as client:
         assert client.completions.create(model="", prompt="a", max_tokens=1).model == "tiny"
-        found = client.completions.create(model=str(tiny_artifact), prompt="a", max_tokens=1)
-        assert found.model == str(tiny_artifact)
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            client.completions.create(model=str(tiny_artifact), prompt="a", max_tokens=1)
         assert [card.id for card in client.models.list().data] == ["tiny"]
 
 
@@ -113,6 +126,8 @@ def test_what_a_remote_tokenizer_asks(server: Running) -> None:
 def test_health_readiness_version_and_documents(server: Running) -> None:
     assert call(server, "GET", "/health")[0] == 200
     assert call(server, "GET", "/ready")[0] == 200
+    for path in ("/health", "/ready"):
+        assert call(server, "HEAD", path)[::2] == (200, b"")
     assert get(server, "/version")["version"]
     paths = get(server, "/openapi.json")["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize"} <= set(paths)
@@ -199,6 +214,32 @@ def test_a_body_that_is_too_large(serve: Serve, chunked: bool) -> None:
         assert (answer.status, error["code"], error["type"]) == (413, 413, "RequestTooLargeError")
 
 
+@pytest.mark.parametrize("limit", [{"body_timeout": 0.3}, {"request_timeout": 0.3}])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/tokenize"])
+def test_a_body_that_does_not_come(serve: Serve, limit: dict[str, float], path: str) -> None:
+    with (
+        serve(**limit) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            error = json.loads(answer.read())["error"]
+        assert connection.recv(1) == b""  # and the connection is closed
+    assert answer.status == 408
+    assert error["message"] == "the body did not come within 0.3 seconds"
+
+
+def test_an_answer_may_take_longer_than_its_body(serve: Serve) -> None:
+    with serve(served_model_name="tiny", body_timeout=0.05) as server:
+        body = {"prompt": "a", "max_tokens": 590, "ignore_eos": True, "stream": True}
+        status, _, text = call(server, "POST", "/v1/completions", body)
+    assert status == 200
+    assert text.endswith(b"data: [DONE]\n\n")
+    assert b'"error"' not in text
+
+
 def test_a_full_queue_answers_503_with_retry_after(serve: Serve) -> None:
     limits = {"max_num_seqs": 1, "max_num_queued_reqs": 1, "served_model_name": "tiny"}
     with serve(**limits) as server, server.client() as client:
@@ -280,6 +321,21 @@ def test_a_line_a_request_without_its_prompt(
     assert "POST /v1/completions 200 id=mine-1 model=tiny" in line
     assert "output=2" in line
     assert "secret" not in caplog.text
+
+
+def test_no_client_writes_a_line_of_its_own_into_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serve(enable_log_requests=True) as server:
+        call(server, "GET", "/x%0a2026%20FAKE%1b[31m")
+        body = {"prompt": "a", "max_tokens": 1, "request_id": "a\nb\x1b[31m"}
+        call(server, "POST", "/v1/completions", body)
+    lines = [each.getMessage() for each in caplog.records]
+
+    assert any(line.startswith("GET /x%0A2026%20FAKE%1B[31m 404 ") for line in lines)
+    assert any(line.startswith("cmpl-a%0Ab%1B[31m: ") for line in lines)
+    assert all(line.isprintable() for line in lines if "FAKE" in line or "cmpl-a" in line)
 
 
 def test_what_is_turned_off_is_not_there(serve: Serve) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -145,7 +146,10 @@ def test_an_error_in_mid_stream_is_an_event(serve: Serve) -> None:
         assert "the engine was closed" in error["message"]
 
 
-def test_a_request_that_takes_too_long_is_ended(serve: Serve) -> None:
+def test_a_request_that_takes_too_long_is_ended(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with serve(served_model_name="tiny", request_timeout=0.05) as server:
         with asked(server, "/v1/completions", LONG) as connection:
             data = connection.recv(65536)
@@ -161,6 +165,12 @@ def test_a_request_that_takes_too_long_is_ended(serve: Serve) -> None:
         assert raised.value.status_code == 504
         assert raised.value.response.headers["x-should-retry"] == "false"
         until(lambda: stats(server).running == 0)
+    stream, whole = (each.getMessage() for each in caplog.records if " model=" in each.getMessage())
+    assert stream.startswith("POST /v1/completions 200 ")
+    assert " failed=504 model=tiny prompt=" in stream
+    assert whole.startswith("POST /v1/completions 504 ")
+    assert " prompt=0 " not in whole
+    assert " output=" not in whole  # nobody saw what was made
 
 
 def test_comments_keep_a_stream_alive_before_its_first_token(serve: Serve) -> None:

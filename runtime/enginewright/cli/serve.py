@@ -89,16 +89,19 @@ def command(
         return
     from enginewright.server.app import build_app
     from enginewright.server.life import Life, run
+    from enginewright.server.listening import check_tls, unix_socket
     from enginewright.server.registry import open_models
 
-    served = open_models(options.models)
-    life = Life.of(options)
-    try:
-        app = build_app(options, served, life)
-        click.echo(describe(options, served), err=True)
-        run(app, life, options)
-    finally:
-        served.close()
+    check_tls(options)
+    with unix_socket(options.uds) as bound:
+        served = open_models(options.models)
+        life = Life.of(options)
+        try:
+            app = build_app(options, served, life)
+            click.echo(describe(options, served), err=True)
+            run(app, life, options, bound)
+        finally:
+            served.close()
 
 
 def _run_over_ray(options: ServeOptions, given: Mapping[str, Any], address: str | None) -> None:

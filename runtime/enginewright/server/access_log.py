@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,16 +16,23 @@ logger = logging.getLogger("enginewright.server.access")
 
 _KEY = "enginewright.record"
 _LONGEST_ID = 128
+_AS_THEY_ARE = "/:@!$&'()*+,;=[]"
+"""What a path may hold besides letters and digits, as it is logged."""
 
 
 @dataclass
 class Record:
-    """What is noted of one request. Moments are of ``time.perf_counter()``."""
+    """What is noted of one request. Moments are of ``time.perf_counter()``.
+
+    ``failed``: the status of what ended a stream, whose own was sent before. What no output was
+    seen of has no count of outputs: it may have made some.
+    """
 
     id: str
     arrived: float = field(default_factory=time.perf_counter)
     model: str = ""
     status: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -33,13 +41,20 @@ class Record:
     def line(self, method: str, path: str) -> str:
         """As it is logged."""
         parts = [f"{method} {path} {self.status} id={self.id}"]
+        if self.failed:
+            parts.append(f"failed={self.failed}")
         if self.model:
             parts.append(f"model={self.model} prompt={self.prompt_tokens}")
-            parts.append(f"cached={self.cached_tokens} output={self.output_tokens}")
         if self.first_token_at is not None:
+            parts.append(f"cached={self.cached_tokens} output={self.output_tokens}")
             parts.append(f"first={1000 * (self.first_token_at - self.arrived):.1f}ms")
         parts.append(f"total={1000 * (time.perf_counter() - self.arrived):.1f}ms")
         return " ".join(parts)
+
+
+def for_log(text: str) -> str:
+    """A client's text in a form that neither ends its line of the log nor passes for more of it."""
+    return quote(text, safe=_AS_THEY_ARE, errors="replace")
 
 
 def record_of(request: Request) -> Record:
@@ -77,7 +92,7 @@ class AccessLog:
             await self._app(scope, receive, noting)
         finally:
             if self._log:
-                logger.info("%s", record.line(scope["method"], scope["path"]))
+                logger.info("%s", record.line(scope["method"], for_log(scope["path"])))
 
 
 def _new_id(scope: Scope) -> str:

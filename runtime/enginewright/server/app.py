@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from enginewright.server import errors
 from enginewright.server.access_log import AccessLog
 from enginewright.server.auth import Authentication, read_keys
 from enginewright.server.context import Context
 from enginewright.server.endpoints import chat, completions, health, models, tokenize
+from enginewright.server.error_answers import install
 from enginewright.server.life import Life, RefuseWhileDraining
-from enginewright.server.limits import BodyLimit
+from enginewright.server.limits import BodyLimit, BodyTime
 from enginewright.server.messages import endpoint as messages
 from enginewright.server.metrics import Metrics
 from enginewright.server.options import ServeOptions
@@ -42,7 +42,7 @@ def build_app(options: ServeOptions, served: ServedModels, life: Life | None = N
         app.include_router(each.router)
     if options.enable_tokenizer_info_endpoint:
         app.include_router(tokenize.info_router)
-    errors.install(app)
+    install(app)
     _add_middleware(app, options, life)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -57,6 +57,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_middleware(app: FastAPI, options: ServeOptions, life: Life) -> None:
     """The last one added is the first that a request meets."""
     app.add_middleware(BodyLimit, most=options.max_body_bytes)
+    app.add_middleware(BodyTime, seconds=options.longest_upload)
     keys = read_keys(options)
     if keys:
         app.add_middleware(Authentication, keys=keys)

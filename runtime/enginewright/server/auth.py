@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.error_answers import error_answer, is_anthropics
+from enginewright.server.errors import Failure
 from enginewright.server.options import ServeOptions
 from enginewright.server.wire import json_response
 
@@ -55,8 +58,7 @@ class Authentication:
             given = headers.get(b"authorization", b"")
             key = given[len(_BEARER) :] if given[: len(_BEARER)].lower() == _BEARER else None
             if not self._knows(key if key is not None else headers.get(b"x-api-key", b"")):
-                answer = json_response({"error": "Unauthorized"}, 401)
-                await answer(scope, receive, send)
+                await _refusal(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -69,6 +71,12 @@ class Authentication:
         # All are compared: the time must not tell which one it was.
         found = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(found)
+
+
+def _refusal(scope: Scope) -> Response:
+    if is_anthropics(scope):
+        return error_answer(Failure(401, "Unauthorized"), scope)
+    return json_response({"error": "Unauthorized"}, 401)
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What goes wrong becomes an answer of OpenAI's shape; none shows a stack trace.
+"""What goes wrong, as a client is told it; none shows a stack trace.
 
 | raised | status | type |
 |---|---|---|
@@ -20,11 +20,9 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
 
 from enginewright.runtime.errors import (
     EnginewrightError,
@@ -32,7 +30,6 @@ from enginewright.runtime.errors import (
     OverloadedError,
     RequestError,
 )
-from enginewright.server.wire import json_response
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +42,7 @@ _TYPES = {
     401: "AuthenticationError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
     422: "UnprocessableEntityError",
@@ -101,10 +99,6 @@ class Failure:
         }
         return {"error": error}
 
-    def response(self) -> Response:
-        """The answer with this error."""
-        return json_response(self.body(), self.status, self.headers)
-
 
 def failure_of(error: BaseException) -> Failure:
     """How the error is told to the client."""
@@ -125,17 +119,6 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(500, "internal error; the server's log says more")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error in this shape."""
-
-    async def answer(request: Request, error: Exception) -> Response:
-        return failure_of(error).response()
-
-    told = (EnginewrightError, RequestValidationError, HTTPException, TimeoutError)
-    for kind in (*told, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, answer)
-
-
 def _invalid(error: RequestValidationError) -> Failure:
     """The first thing that does not fit, by the path of its field."""
     found = error.errors()[0]
@@ -144,7 +127,8 @@ def _invalid(error: RequestValidationError) -> Failure:
         reason = found.get("ctx", {}).get("error", "")
         return Failure(400, f"the body is not JSON: {reason}")
     if not place:
-        return Failure(400, f"the body is not legal: {found['msg']}")
+        told = "the body must be a JSON object, with the content type application/json"
+        return Failure(400, told)
     told = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] != "missing":
         told += f" (it is {found.get('input')!r:.80})"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import ssl
+import socket
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.server.error_answers import error_answer
 from enginewright.server.errors import UnavailableError, failure_of
 from enginewright.server.options import ServeOptions
 
@@ -48,17 +49,40 @@ class Life:
 
 
 class RefuseWhileDraining:
-    """Middleware: new requests on old connections get 503 once the server is about to end."""
+    """Middleware: 503 once the server is about to end.
+
+    For new requests on old connections, and for those that were given up before their answer began.
+    """
 
     def __init__(self, app: ASGIApp, life: Life) -> None:
         self._app, self._life = app, life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._life.draining and scope["path"] not in _OPEN:
-            gone = UnavailableError("the server is about to end and takes no more requests")
-            await failure_of(gone).response()(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if self._life.draining and scope["path"] not in _OPEN:
+            gone = UnavailableError("the server is about to end and takes no more requests")
+            await error_answer(failure_of(gone), scope)(scope, receive, send)
+            return
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if begun or not self._life.draining:
+                raise
+            await error_answer(failure_of(ending()), scope)(scope, receive, send)
+
+
+def ending() -> UnavailableError:
+    """What a request is told that the server's end cuts off."""
+    return UnavailableError("the server ended before this request did; send it again")
 
 
 class Server(uvicorn.Server):
@@ -74,43 +98,43 @@ class Server(uvicorn.Server):
         self._life.draining = self.should_exit = True
 
 
-def run(app: FastAPI, life: Life, options: ServeOptions) -> None:
-    """Listen and serve until a signal; raises EnginewrightError when it cannot listen."""
-    server = Server(uvicorn_config(app, options), life)
+def run(app: FastAPI, life: Life, options: ServeOptions, bound: socket.socket | None) -> None:
+    """Listen and serve until a signal; raises EnginewrightError when it cannot listen.
+
+    ``bound``: a Unix socket to listen on in place of host and port.
+    """
+    server = Server(uvicorn_config(app, options, bound), life)
     try:
         server.run()
     except SystemExit as error:  # uvicorn has logged why
-        where = options.uds or f"{options.host}:{options.port}"
+        where = f"{options.host}:{options.port}"
         raise EnginewrightError(f"the server cannot listen on {where}, see above") from error
 
 
-def uvicorn_config(app: Any, options: ServeOptions) -> uvicorn.Config:
+def uvicorn_config(
+    app: Any, options: ServeOptions, bound: socket.socket | None = None
+) -> uvicorn.Config:
     """What uvicorn is run with."""
-    try:
-        config = uvicorn.Config(
-            app,
-            host=options.host,
-            port=options.port,
-            uds=options.uds,
-            root_path=options.root_path,
-            log_level=options.log_level,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            proxy_headers=False,
-            timeout_keep_alive=options.timeout_keep_alive,
-            timeout_graceful_shutdown=int(options.drain_timeout) or 1,
-            ssl_keyfile=options.ssl_keyfile,
-            ssl_certfile=options.ssl_certfile,
-            ssl_ca_certs=options.ssl_ca_certs,
-            ssl_cert_reqs=options.ssl_cert_reqs,
-        )
-        config.load()
-    except (OSError, ssl.SSLError, ValueError) as error:
-        files = f"{options.ssl_keyfile}, {options.ssl_certfile}, {options.ssl_ca_certs}"
-        raise EnginewrightError(f"TLS cannot be set up from {files}: {error}") from error
-    return config
+    return uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        fd=None if bound is None else bound.fileno(),
+        root_path=options.root_path,
+        log_level=options.log_level,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        proxy_headers=False,
+        timeout_keep_alive=options.timeout_keep_alive,
+        # Said to be whole seconds, and only handed to asyncio, which takes parts of them.
+        timeout_graceful_shutdown=options.drain_timeout,  # type: ignore[arg-type]
+        ssl_keyfile=options.ssl_keyfile,
+        ssl_certfile=options.ssl_certfile,
+        ssl_ca_certs=options.ssl_ca_certs,
+        ssl_cert_reqs=options.ssl_cert_reqs,
+    )
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -52,8 +52,10 @@ class ModelMetrics:
         self.histograms: dict[str, Histogram] = {}
         self.stats: EngineStats | None = None
 
-    def watch(self, params: Params, record: Record) -> Watch:
+    def watch(self, params: Params, record: Record, prompt_tokens: int) -> Watch:
         """What counts one prompt."""
+        record.model = self.model.name
+        record.prompt_tokens += prompt_tokens
         return Watch(self, params, record)
 
 
@@ -66,7 +68,6 @@ class Watch:
         self._first, self._made, self._ended = 0.0, 0, False
         self._told: RequestMetrics | None = None
         self._between = metrics.histograms["inter_token_latency_seconds"]
-        record.model = metrics.model.name
 
     def take(self, output: RequestOutput) -> None:
         """Note what came."""
@@ -121,7 +122,6 @@ class Watch:
         record, metrics, found = self._record, self._metrics, self._metrics.histograms
         record.first_token_at = record.first_token_at or self._first
         count, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
-        record.prompt_tokens += count
         record.cached_tokens += cached
         metrics.prompt_tokens += count
         metrics.cached_tokens += cached

@@ -110,8 +110,11 @@ class ServeOptions:
     max_body_bytes: int = setting(32 * 2**20, "Largest body of a request.")
     max_prompts: int = setting(1024, "Most prompts of one request.")
     max_n: int = setting(128, "Most outputs of one prompt.")
+    body_timeout: float = setting(
+        60.0, "Time in which a request's body must come, at most request_timeout; 0: no limit."
+    )
     request_timeout: float = setting(0.0, "Longest time of a request; 0: no limit.")
-    drain_timeout: float = setting(30.0, "Time that running requests have after SIGTERM.")
+    drain_timeout: float = setting(30.0, "Time that running requests have after SIGTERM; 0: none.")
     timeout_keep_alive: int = setting(5, "Time that an idle connection is kept.")
     sse_keep_alive_interval: float = setting(0.0, "Comments in idle streams; 0: none.")
     trust_request_chat_template: bool = setting(False, "Allow chat_template in requests.")
@@ -129,7 +132,8 @@ class ServeOptions:
         if not self.models:
             raise EnginewrightError("there is no model to serve: give an artifact")
         _check_kinds(self)
-        _at_least(self, 0, "port", "request_timeout", "drain_timeout", "sse_keep_alive_interval")
+        _at_least(self, 0, "port", "body_timeout", "request_timeout")
+        _at_least(self, 0, "drain_timeout", "sse_keep_alive_interval")
         _at_least(self, 1, "max_body_bytes", "max_prompts", "max_n", "timeout_keep_alive")
         if self.port > 65535:
             raise EnginewrightError(f"port={self.port} is not legal: it must be 0 to 65535")
@@ -138,6 +142,11 @@ class ServeOptions:
         if self.log_level not in LOG_LEVELS:
             legal = ", ".join(LOG_LEVELS)
             raise EnginewrightError(f"log_level={self.log_level!r:.80}: legal are {legal}")
+
+    @property
+    def longest_upload(self) -> float:
+        """Seconds in which a body must come; 0: no limit."""
+        return min(filter(None, (self.body_timeout, self.request_timeout)), default=0.0)
 
     @classmethod
     def of(cls, models: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Self:

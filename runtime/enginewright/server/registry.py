@@ -28,15 +28,14 @@ _PREPARING_THREADS = 4
 class ServedModel:
     """One engine under its names; the first is the one in answers.
 
-    ``hidden``: what it may be called besides, without being listed. ``capacity``: outputs that may
-    run or wait. ``tool_parser``, ``reasoning_parser``: names of formats, None where there is none.
+    ``capacity``: outputs that may run or wait. ``tool_parser``, ``reasoning_parser``: names of
+    formats, None where there is none.
     """
 
     names: tuple[str, ...]
     engine: AsyncLLM
     options: ModelOptions
     capacity: int
-    hidden: tuple[str, ...] = ()
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     load_seconds: float = 0.0
@@ -124,9 +123,6 @@ class ServedModels:
                         f"NAME=ARTIFACT or by served_model_name"
                     )
                 self._by_name[name] = model
-        for model in models:
-            for name in model.hidden:
-                self._by_name.setdefault(name, model)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
@@ -177,13 +173,11 @@ def serve_engine(engine: AsyncLLM, options: ModelOptions, load_seconds: float = 
     """The model of an engine that is open."""
     template = engine.requests.templates.source
     names = tuple(dict.fromkeys(options.served_model_name)) or (engine.manifest.name,)
-    hidden = () if options.served_model_name else (str(options.model),)
     return ServedModel(
         names,
         engine,
         options,
         engine.max_batch + options.max_num_queued_reqs,
-        hidden,
         _parser(options.tool_call_parser, choose_tool_parser, make_tool_parser, template),
         _parser(options.reasoning_parser, choose_reasoning_parser, make_reasoning_parser, template),
         load_seconds,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from enginewright.server.errors import UnavailableError, failure_of
-from enginewright.server.life import Life
+from enginewright.server.access_log import Record, record_of
+from enginewright.server.errors import Failure, failure_of
+from enginewright.server.life import Life, ending
 from enginewright.server.wire import to_bytes, to_json
 
 T = TypeVar("T")
+Tell = Callable[[Failure], bytes]
+"""Makes a stream's last events of what ended it."""
 
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
@@ -27,9 +30,9 @@ def event(value: Any) -> bytes:
     return to_bytes(f"data: {to_json(value)}\n\n")
 
 
-def error_event(error: BaseException) -> bytes:
+def error_event(failure: Failure) -> bytes:
     """What a stream that has begun tells of an error, and its end."""
-    return event(failure_of(error).body()) + DONE
+    return event(failure.body()) + DONE
 
 
 class EventStream(Response):
@@ -46,13 +49,14 @@ class EventStream(Response):
         first: asyncio.Task[bytes],
         chunks: AsyncGenerator[bytes],
         life: Life,
-        deadline: float | None = None,
-        tell: Any = error_event,
+        deadline: float | None,
+        tell: Tell,
+        record: Record,
     ) -> None:
         super().__init__(None, 200, dict(_HEADERS))
         del self.headers["content-length"]
         self._first, self._chunks, self._life = first, chunks, life
-        self._deadline, self._tell = deadline, tell
+        self._deadline, self._tell, self._record = deadline, tell, record
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,10 +70,12 @@ class EventStream(Response):
         try:
             await sending
         except asyncio.CancelledError:
-            if not beside[0].done() and self._life.draining:
-                await send(_part(self._tell(_ending())))
+            if beside[0].done():
+                self._record.failed = failure_of(ClientDisconnect()).status
+            elif self._life.draining:
+                await send(_part(self._failed(ending())))
                 await send(_part(b"", more=False))
-            elif not beside[0].done():
+            else:
                 raise
         finally:
             for each in beside:
@@ -84,8 +90,13 @@ class EventStream(Response):
                     self._sent_at = clock()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:  # noqa: BLE001 - the status is sent: the reader must hear
-            await send(_part(self._tell(error)))
+            await send(_part(self._failed(error)))
         await send(_part(b"", more=False))
+
+    def _failed(self, error: BaseException) -> bytes:
+        failure = failure_of(error)
+        self._record.failed = failure.status
+        return self._tell(failure)
 
     async def _keep_alive(self, send: Send) -> None:
         interval, clock = self._life.keep_alive_interval, asyncio.get_running_loop().time
@@ -96,7 +107,7 @@ class EventStream(Response):
 
 
 async def started(
-    request: Request, chunks: AsyncGenerator[bytes], life: Life, tell: Any = error_event
+    request: Request, chunks: AsyncGenerator[bytes], life: Life, tell: Tell = error_event
 ) -> EventStream:
     """The stream, once its first item is there: what fails before that is an error by itself.
 
@@ -121,7 +132,7 @@ async def started(
         raise _told(error, life) from error
     finally:
         watch.cancel()
-    return EventStream(first, chunks, life, deadline, tell)
+    return EventStream(first, chunks, life, deadline, tell, record_of(request))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], life: Life) -> T:
@@ -147,11 +158,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], life: Life
 def _told(error: BaseException, life: Life) -> BaseException:
     """A request that is cancelled because the server ends is told so."""
     ended = isinstance(error, asyncio.CancelledError) and life.draining
-    return _ending() if ended else error
-
-
-def _ending() -> UnavailableError:
-    return UnavailableError("the server ended before this request did; send it again")
+    return ending() if ended else error
 
 
 async def _gone(receive: Receive) -> None:

@@ -63,22 +63,26 @@ def test_every_line_is_answered_and_mistakes_are_their_own(
     wrong = {"custom_id": "bad", "method": "POST", "url": "/v1/completions", "body": {"prompt": ""}}
     other = {**wrong, "custom_id": "other", "body": {"prompt": "x", "model": "none"}}
     with source.open("a") as file:
-        file.write("rubbish\n" + json.dumps(wrong) + "\n" + json.dumps(other) + "\n")
+        for each in (wrong, other, {**wrong, "custom_id": "half \ud800"}):
+            file.write(json.dumps(each) + "\n")
+        file.write("rubbish\n")
     done = run(source, output, tiny_artifact)
     assert done.returncode == 0, done.stderr
-    assert "8 of 8 lines, 3 of them errors" in done.stderr
+    assert "9 of 9 lines, 4 of them errors" in done.stderr
 
     lines = [json.loads(text) for text in output.read_text().splitlines()]
     by_id = {line["id"]: line for line in lines}
-    assert by_id["batch_req_6"]["error"]["code"] == 400
-    assert by_id["batch_req_7"]["response"]["status_code"] == 400
-    assert by_id["batch_req_8"]["response"]["status_code"] == 404
+    assert by_id["batch_req_6"]["response"]["status_code"] == 400
+    assert by_id["batch_req_7"]["response"]["status_code"] == 404
+    assert by_id["batch_req_8"]["custom_id"] is None
+    assert "half of a surrogate pair" in by_id["batch_req_8"]["error"]["message"]
+    assert by_id["batch_req_9"]["error"]["code"] == 400
     good = {line["custom_id"]: line for line in lines if line["error"] is None}
     check(good, 5, offline)
 
     again = run(source, output, tiny_artifact)
-    assert "8 of 8 lines are answered already" in again.stderr
-    assert len(output.read_text().splitlines()) == 8
+    assert "9 of 9 lines are answered already" in again.stderr
+    assert len(output.read_text().splitlines()) == 9
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ CHAT = {"method": "POST", "url": "/v1/chat/completions", "body": {"messages": []
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
         ({**CHAT}, "custom_id=None"),
+        ({**CHAT, "custom_id": "uni\ud800"}, r"custom_id='uni\ud800' holds half of a surrogate"),
         ({**CHAT, "custom_id": "a", "method": "GET"}, "method='GET'"),
         ({**CHAT, "custom_id": "a", "url": "/v1/embeddings"}, "url='/v1/embeddings'"),
         ({**CHAT, "custom_id": "a", "body": 7}, "body=7"),

@@ -72,6 +72,16 @@ def test_tool_use_and_its_result() -> None:
         ({"role": "user", "content": 7}, {}, "must be text or a list of blocks"),
         (
             {"role": "user", "content": "x"},
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+            "thinking.budget_tokens has no effect",
+        ),
+        (
+            {"role": "user", "content": "x"},
+            {"thinking": {"type": "wat"}},
+            "'enabled' or 'disabled'",
+        ),
+        (
+            {"role": "user", "content": "x"},
             {"tools": [{"type": "bash_20250124"}]},
             r"tools\[0\].type",
         ),
@@ -85,6 +95,12 @@ def test_tool_use_and_its_result() -> None:
 def test_what_is_not_served_is_named(message: JSON, fields: JSON, told: str) -> None:
     with pytest.raises(RequestError, match=told):
         chat(message, **fields)
+
+
+def test_thoughts_are_turned_on_and_off() -> None:
+    for kind in ("enabled", "disabled"):
+        body = chat({"role": "user", "content": "x"}, thinking={"type": kind})
+        assert body["chat_template_kwargs"] == {"enable_thinking": kind == "enabled"}
 
 
 def test_max_tokens_is_needed() -> None:

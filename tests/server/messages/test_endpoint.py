@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,3 +106,53 @@ def test_a_key_in_anthropics_header(serve: Any) -> None:
             client.messages.count_tokens(model="tiny", messages=USER)
         with anthropic.Anthropic(base_url=running.url, api_key="secret", max_retries=0) as client:
             assert client.messages.count_tokens(model="tiny", messages=USER).input_tokens
+
+
+def test_every_error_of_the_path_has_the_shape_of_the_api(serve: Any) -> None:
+    body = json.dumps({"model": "tiny", "max_tokens": 1, "messages": USER * 50}).encode()
+    with serve(served_model_name="tiny", api_key=["secret"], max_body_bytes=100) as running:
+        for method, content, key, status, kind in (
+            ("POST", b"{}", "other", 401, "authentication_error"),
+            ("GET", None, "secret", 405, "invalid_request_error"),
+            ("POST", body, "secret", 413, "request_too_large"),
+            ("POST", iter([body]), "secret", 413, "request_too_large"),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+            headers = {"x-api-key": key, "content-type": "application/json"}
+            connection.request(method, "/v1/messages", content, headers)
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+            connection.close()
+            assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_final_message_of_the_assistant_is_continued(
+    claude: Any, offline: LLM, stream: bool
+) -> None:
+    turns: Any = [*USER, {"role": "assistant", "content": "The answer is"}]
+    asked: Any = {"model": "tiny", "messages": turns, "max_tokens": 9, "extra_body": {"seed": 3}}
+    if stream:
+        with claude.messages.stream(**asked) as events:
+            answer = events.get_final_message()
+    else:
+        answer = claude.messages.create(**asked)
+    how: Any = {"add_generation_prompt": False, "continue_final_message": True, "use_tqdm": False}
+    (expected,) = offline.chat(turns, SamplingParams(max_tokens=9, seed=3), **how)
+
+    assert answer.id.startswith("msg_")
+    assert answer.usage.input_tokens == len(expected.prompt_token_ids)
+    assert answer.content[0].text == expected.outputs[0].text
+    counted = claude.messages.count_tokens(model="tiny", messages=turns)
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
+def test_thoughts_are_refused_of_a_model_without_them(claude: Any, serve: Any) -> None:
+    body = {"model": "tiny", "max_tokens": 1, "messages": USER, "thinking": {"type": "enabled"}}
+    assert claude.messages.create(**body).id
+    with (
+        serve(served_model_name="tiny", reasoning_parser="none") as running,
+        anthropic.Anthropic(base_url=running.url, api_key="any", max_retries=0) as client,
+        pytest.raises(anthropic.BadRequestError, match="tiny has no thoughts"),
+    ):
+        client.messages.create(**body)

@@ -31,7 +31,7 @@ def test_the_answer_is_that_of_the_offline_api(client: openai.OpenAI, offline: L
     expected = offline.chat(messages, SamplingParams(max_tokens=9, seed=3), use_tqdm=False)[0]
 
     assert answer.output_text == expected.outputs[0].text
-    assert answer.id.startswith("resp")
+    assert answer.id.startswith("resp_")
     assert answer.usage is not None
     assert answer.usage.input_tokens == len(expected.prompt_token_ids)
     assert answer.usage.output_tokens == len(expected.outputs[0].token_ids)
@@ -126,3 +126,12 @@ def test_a_mistake_is_a_400_that_names_the_field(
 def test_nothing_is_stored(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="this server stores none"):
         client.responses.retrieve("resp_1")
+
+
+def test_what_is_to_be_included_must_be_known(client: openai.OpenAI) -> None:
+    unknown: Any = ["wat"]
+    with pytest.raises(openai.BadRequestError, match=r"message\.output_text\.logprobs") as raised:
+        client.responses.create(model="tiny", input="Hi", include=unknown)
+    assert raised.value.param == "include"
+    known: Any = ["reasoning.encrypted_content"]
+    assert client.responses.create(model="tiny", input="Hi", max_output_tokens=1, include=known).id

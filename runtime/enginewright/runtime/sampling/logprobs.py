@@ -105,6 +105,6 @@ def check_logprobs(params: SamplingParams, max_logprobs: int | None) -> None:
     for name, count in asked.items():
         if count is not None and not 0 <= count <= max_logprobs:
             raise SamplingParamsError(
-                f"{name}={count} is not legal: this LLM gives at most {max_logprobs} "
-                f"(max_logprobs); -1 asks for the whole vocabulary"
+                f"{name}={count} is not legal: at most {max_logprobs} (max_logprobs); "
+                f"-1 asks for the whole vocabulary"
             )

@@ -56,10 +56,18 @@ def read_line(number: int, text: bytes) -> Line:
     custom_id = data.get("custom_id")
     if not isinstance(custom_id, str):
         return Line(number, None, problem=f"custom_id={custom_id!r:.80}: it must be text")
+    if not _is_unicode(custom_id):
+        # Answered without its name, which UTF-8 cannot hold: the answer would be to another one.
+        told = f"custom_id={custom_id!r:.80} holds half of a surrogate pair: it is no text"
+        return Line(number, None, problem=told)
     problem = _problem(data)
     if problem is not None:
         return Line(number, custom_id, problem=problem)
     return Line(number, custom_id, data["url"], json.dumps(data["body"]).encode())
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _problem(data: dict[str, Any]) -> str | None:

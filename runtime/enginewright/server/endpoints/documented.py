@@ -10,6 +10,7 @@ _TOLD = {
     400: "A field is wrong, or cannot be honoured",
     404: "There is no such model",
     405: "Another method is needed",
+    408: "The body did not come in time",
     413: "The body is larger than allowed",
     499: "The client went away",
     500: "The engine failed",

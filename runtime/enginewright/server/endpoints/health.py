@@ -18,6 +18,7 @@ from enginewright.server.protocol.models import Version
 router = APIRouter(tags=["Operation"], responses=ERRORS)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_class=Response)
 async def health(raw: Request) -> Response:
     """Whether the process lives and no engine has failed; it need not take requests."""
@@ -27,6 +28,7 @@ async def health(raw: Request) -> Response:
     return Response(status_code=200)
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_class=Response)
 async def ready(raw: Request) -> Response:
     """Whether requests are taken: every engine steps, and the server does not end."""

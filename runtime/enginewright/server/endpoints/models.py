@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from enginewright.server.context import context_of
@@ -22,6 +23,8 @@ async def list_models(raw: Request) -> ModelList:
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, raw: Request) -> ModelCard:
     """One of them."""
+    if not name:  # which in a request's body would be the only model that there is
+        raise HTTPException(404)
     return _card(name, context_of(raw).models.get(name))
 
 

@@ -11,19 +11,21 @@ from starlette.responses import Response
 from enginewright.runtime.requests.arguments import Tokenization
 from enginewright.server.context import context_of
 from enginewright.server.endpoints.documented import EVENTS
-from enginewright.server.errors import failure_of
+from enginewright.server.error_answers import anthropic_body
+from enginewright.server.errors import Failure, FieldError
 from enginewright.server.field_names import MESSAGES, called
 from enginewright.server.messages.answer import MessageBuilder
-from enginewright.server.messages.errors import TOLD, AnthropicRoute, error_body
+from enginewright.server.messages.errors import TOLD
 from enginewright.server.messages.request import CountRequest, MessagesRequest
 from enginewright.server.messages.schema import MessageAnswer, TokenCount
 from enginewright.server.named_events import build_whole, encoded, events_of
+from enginewright.server.registry import ServedModel
 from enginewright.server.serving.chat import read_chat
 from enginewright.server.serving.conversations import template_messages, template_options
 from enginewright.server.sse import started, unless_gone
 from enginewright.server.wire import json_response
 
-router = APIRouter(tags=["Anthropic"], route_class=AnthropicRoute, responses=TOLD)
+router = APIRouter(tags=["Anthropic"], responses=TOLD)
 
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {"model": MessageAnswer, "description": "The answer", "content": EVENTS}
@@ -35,7 +37,8 @@ async def create_message(request: MessagesRequest, raw: Request) -> Response:
     """Answer a conversation."""
     context = context_of(raw)
     with called(MESSAGES):
-        chat = await read_chat(request.to_chat(), raw, context, "msg")
+        chat = await read_chat(request.to_chat(), raw, context, "msg_")
+        _check_thinking(request, chat.call.model)
         builder = MessageBuilder(chat.call.id, chat.call.name, len(chat.prompt.ids))
         if request.stream:
             return await started(raw, events_of(chat, builder), context.life, _tell)
@@ -57,5 +60,10 @@ async def count_tokens(request: CountRequest, raw: Request) -> TokenCount:
     return TokenCount(input_tokens=len(ids))
 
 
-def _tell(error: BaseException) -> bytes:
-    return encoded([error_body(failure_of(error))])
+def _check_thinking(request: MessagesRequest, model: ServedModel) -> None:
+    if (request.thinking or {}).get("type") == "enabled" and model.reasoning_parser is None:
+        raise FieldError("thinking", f"thinking: {model.name} has no thoughts that are told apart")
+
+
+def _tell(failure: Failure) -> bytes:
+    return encoded([anthropic_body(failure)])

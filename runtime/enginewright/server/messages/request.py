@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from enginewright.runtime.errors import RequestError
 from enginewright.server.chat_body import chat_request
+from enginewright.server.errors import FieldError
 from enginewright.server.protocol.chat import ChatRequest
 
 JSON = dict[str, Any]
@@ -38,12 +39,14 @@ class CountRequest(BaseModel):
 
     def _chat(self) -> JSON:
         chat: JSON = {"model": self.model, "messages": _messages(self.system, self.messages)}
+        last = chat["messages"][-1]
+        if last["role"] == "assistant" and last.get("content") and "tool_calls" not in last:
+            chat |= {"add_generation_prompt": False, "continue_final_message": True}
         if self.tools:
             chat["tools"] = [_tool(at, tool) for at, tool in enumerate(self.tools)]
             chat |= _tool_choice(self.tool_choice or {"type": "auto"})
         if self.thinking is not None:
-            on = self.thinking.get("type") != "disabled"
-            chat["chat_template_kwargs"] = {"enable_thinking": on}
+            chat["chat_template_kwargs"] = {"enable_thinking": _thinks(self.thinking)}
         config = self.output_config or {}
         if config.get("format"):
             schema = {"name": "output", "schema": config["format"].get("schema")}
@@ -76,6 +79,17 @@ class MessagesRequest(CountRequest):
         if self.stream:
             chat["stream_options"] = {"include_usage": True}
         return chat
+
+
+def _thinks(thinking: JSON) -> bool:
+    kind = thinking.get("type")
+    if kind not in ("enabled", "disabled"):
+        raise FieldError(
+            "thinking", f"thinking.type={kind!r:.80} is not legal: 'enabled' or 'disabled'"
+        )
+    for name in thinking.keys() - {"type"}:
+        raise FieldError("thinking", f"thinking.{name:.80} has no effect here: leave it out")
+    return bool(kind == "enabled")
 
 
 def _known_extra(extra: Mapping[str, Any] | None) -> JSON:

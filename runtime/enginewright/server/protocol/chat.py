@@ -43,6 +43,9 @@ Message = Annotated[
 ]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class Function(BaseModel):
     """What a model may call; ``parameters`` is a JSON schema."""
 
@@ -94,7 +97,7 @@ class ChatRequest(GenerationRequest):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = True
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     include_reasoning: bool | None = True
     echo: bool | None = False
     add_generation_prompt: bool | None = True

@@ -108,5 +108,5 @@ class GenerationRequest(BaseModel):
 
 
 def new_id(prefix: str, given: str | None = None) -> str:
-    """An id of an answer; ``given``: what the client calls its request."""
-    return f"{prefix}-{given or uuid.uuid4().hex}"
+    """An id of an answer, with the prefix of its API; ``given``: the client's id of its request."""
+    return prefix + (given or uuid.uuid4().hex)

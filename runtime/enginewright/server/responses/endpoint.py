@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from enginewright.server.context import context_of
 from enginewright.server.endpoints.documented import ERRORS, answers
-from enginewright.server.errors import failure_of
+from enginewright.server.errors import Failure
 from enginewright.server.field_names import RESPONSES, called
 from enginewright.server.named_events import build_whole, encoded, events_of
 from enginewright.server.responses.answer import ResponseBuilder
@@ -27,12 +27,12 @@ async def create_response(request: ResponsesRequest, raw: Request) -> Response:
     """Answer an input: text, messages, calls and their results."""
     context = context_of(raw)
     with called(RESPONSES if request.text else RESPONSES | {"structured_outputs": "tools"}):
-        chat = await read_chat(request.to_chat(), raw, context, "resp")
+        chat = await read_chat(request.to_chat(), raw, context, "resp_")
         builder = ResponseBuilder(request, chat.call)
         if request.stream:
 
-            def tell(error: BaseException) -> bytes:
-                return encoded(builder.fail(failure_of(error).message))
+            def tell(failure: Failure) -> bytes:
+                return encoded(builder.fail(failure.message))
 
             return await started(raw, events_of(chat, builder), context.life, tell)
         await unless_gone(raw, build_whole(chat, builder), context.life)

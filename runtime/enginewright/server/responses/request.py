@@ -15,6 +15,17 @@ JSON = dict[str, Any]
 
 _SAME = ("model", "temperature", "top_p", "parallel_tool_calls", "stream", "user")
 _LOGPROBS = "message.output_text.logprobs"
+Included = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+"""OpenAI's; most are of items that no answer of ours has."""
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 
 
@@ -39,7 +50,7 @@ class ResponsesRequest(BaseModel):
     parallel_tool_calls: bool | None = None
     text: JSON | None = None
     reasoning: JSON | None = None
-    include: list[str] | None = None
+    include: list[Included] | None = None
     stream: bool | None = None
     metadata: dict[str, str] | None = None
 

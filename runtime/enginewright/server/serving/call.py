@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from enginewright.runtime import RequestOutput
-from enginewright.server.access_log import Record
+from enginewright.server.access_log import Record, for_log
 from enginewright.server.context import Context
 from enginewright.server.registry import ServedModel
 from enginewright.server.serving.following import follow
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """``name``: of the model, as the client called it. ``outputs``: of each prompt.
+    """``outputs``: of each prompt.
 
     ``top``: log probabilities beside the token's own; None: none at all.
     """
@@ -35,7 +35,6 @@ class Call:
     model: ServedModel
     record: Record
     id: str
-    name: str
     prompts: list[ReadPrompt]
     params: Params
     outputs: int
@@ -45,12 +44,17 @@ class Call:
     with_token_ids: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def name(self) -> str:
+        """Of the model in the answer: the first of its names, whichever the client called it by."""
+        return self.model.name
+
     async def run(self) -> AsyncGenerator[tuple[int, RequestOutput]]:
         """Every output of every prompt, as they come, with the prompt's place."""
         metrics = self.context.metrics.of(self.model)
         if self.context.options.enable_log_requests:
             asked = [each.ids if each.text is None else each.text for each in self.prompts]
-            logger.info("%s: %r with %r", self.id, asked, self.params)
+            logger.info("%s: %r with %r", for_log(self.id), asked, self.params)
         with self.model.admitted(len(self.prompts) * self.outputs):
             streams = [
                 follow(self.model, metrics, self.record, prompt, self.params)

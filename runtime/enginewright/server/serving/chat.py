@@ -106,7 +106,7 @@ class ChatCall:
 
 
 async def read_chat(
-    request: ChatRequest, raw: Request, context: Context, prefix: str = "chatcmpl"
+    request: ChatRequest, raw: Request, context: Context, prefix: str = "chatcmpl-"
 ) -> ChatCall:
     """Everything that can be wrong is found here; nothing has run yet."""
     model = context.models.get(request.model)
@@ -128,7 +128,6 @@ async def read_chat(
         model,
         record,
         new_id(prefix, request.request_id or record.id),
-        request.model or model.name,
         [prompt],
         params,
         request.outputs,

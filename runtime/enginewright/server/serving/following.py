@@ -26,7 +26,7 @@ async def follow(
     params: Params,
 ) -> AsyncGenerator[RequestOutput]:
     """The outputs of one prompt; of a beam search one, with all beams."""
-    watch = metrics.watch(params, record)
+    watch = metrics.watch(params, record, len(prompt.ids))
     outputs = _outputs(model, prompt, params)
     try:
         async with aclosing(outputs):

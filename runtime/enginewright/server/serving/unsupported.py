@@ -7,7 +7,7 @@ answer names the field. Fields that only describe the request to its service are
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enginewright.runtime.sampling.checks import among
@@ -17,6 +17,7 @@ from enginewright.server.protocol.common import GenerationRequest
 logger = logging.getLogger(__name__)
 
 _EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+_NAMED = 5
 _TEXT_ONLY = "engines take and give text only"
 _USE = "use structured_outputs"
 
@@ -72,5 +73,13 @@ def check_supported(request: GenerationRequest) -> None:
                 raise FieldError(
                     name, f"{name}={value!r:.80} is unsupported ({reason}): leave it out"
                 )
-        elif name not in IGNORED:
-            logger.info("a request has the field %r, which is ignored", name[:80])
+    _log_unknown([name for name in given if name not in REFUSED and name not in IGNORED])
+
+
+def _log_unknown(names: Sequence[str]) -> None:
+    """One line, however many there are: a client must not fill the log."""
+    if not names:
+        return
+    told = ", ".join(f"{name!r:.80}" for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    logger.info("a request has unknown fields, which are ignored: %s%s", told, more)
