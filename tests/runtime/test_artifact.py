@@ -161,6 +161,19 @@ def test_a_replaced_file_with_the_old_time_is_hashed_again(folder: Path, hashed:
         Artifact.open(folder)
 
 
+def test_a_file_written_in_place_with_the_old_time_is_hashed_again(
+    folder: Path, hashed: list[str]
+) -> None:
+    Artifact.open(folder)
+    before = (folder / WEIGHTS).stat()
+    flip_byte(folder / WEIGHTS)
+    os.utime(folder / WEIGHTS, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (folder / WEIGHTS).stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    with pytest.raises(IntegrityError, match=WEIGHTS):
+        Artifact.open(folder)
+
+
 def test_never_trusts_weights_and_nothing_else(folder: Path, hashed: list[str]) -> None:
     flip_byte(folder / WEIGHTS)
     Artifact.open(folder, verify="never")

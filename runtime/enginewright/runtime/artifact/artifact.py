@@ -54,7 +54,7 @@ class Artifact:
 
         Every size, and the hashes of small files and of native code, are always checked.
         Weights are hashed with "always"; with "cached" when this machine has not yet hashed
-        the file as it is now (path, size, mtime, inode); with "never" not at all.
+        the file as it is now (path, size, mtime, ctime, device, inode); with "never" not at all.
         """
         if verify not in get_args(Verify):
             legal = ", ".join(map(repr, get_args(Verify)))
