@@ -81,9 +81,9 @@ def paired_plans(a: Artifact, b: Artifact) -> list[tuple[EngineEntry, EngineEntr
     return pairs or [(a.manifest.engines[0], b.manifest.engines[0])]
 
 
-def pair_name(pair: tuple[EngineEntry, EngineEntry]) -> str:
+def pair_name(a: str, b: str) -> str:
     """The plan's name, or both where they differ."""
-    return " / ".join(dict.fromkeys(engine.plan for engine in pair))
+    return a if a == b else f"{a} / {b}"
 
 
 def costs(a: Artifact, b: Artifact) -> Iterator[Measure]:
@@ -92,7 +92,11 @@ def costs(a: Artifact, b: Artifact) -> Iterator[Measure]:
     name = "kv_bytes_per_token"
     for pair in paired_plans(a, b):
         ours, theirs = (kv_bytes_per_token(engine.kv) for engine in pair)
-        yield Measure(name, COSTS[name], ours, theirs, pair_name(pair))
+        yield Measure(name, COSTS[name], ours, theirs, _pair_name(pair))
+
+
+def _pair_name(pair: tuple[EngineEntry, EngineEntry]) -> str:
+    return pair_name(pair[0].plan, pair[1].plan)
 
 
 def _size(artifact: Artifact) -> int:
@@ -152,7 +156,7 @@ def _compared(
         reason = own if None not in found else "the build of one did not measure it"
         if name == "perplexity" and not same_text:
             found, reason = [None, None], "the two were measured on different tokens"
-        yield Measure(name, kind, found[0], found[1], pair_name(pair), reason)
+        yield Measure(name, kind, found[0], found[1], _pair_name(pair), reason)
 
 
 def _remark(a: Artifact, b: Artifact) -> tuple[str, bool]:
