@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from enginewright.runtime.errors import MissingDependencyError, RegistryError
+from enginewright.runtime.errors import (
+    MissingDependencyError,
+    NotInRegistryError,
+    RegistryError,
+)
 from enginewright.runtime.registry.credentials import login_for
 from enginewright.runtime.registry.reference import Reference
 
@@ -26,6 +30,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 _TIMEOUT = (10, 60)
 _PIECE = 1 << 16
 _LARGEST_MANIFEST = 4 << 20
+_NOT_FOUND = 404
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
@@ -49,7 +54,7 @@ class Repository:
 
     def has_blob(self, digest: str) -> bool:
         """Whether the registry holds the content with that ``sha256:...``."""
-        return self._retried("HEAD", f"blobs/{digest}", good=(200, 404)).status_code == 200
+        return self._retried("HEAD", f"blobs/{digest}", good=(200, _NOT_FOUND)).status_code == 200
 
     def upload(self, path: Path, digest: str) -> None:
         """Send a file's content; an upload that is cut off begins anew."""
@@ -85,9 +90,14 @@ class Repository:
                 attempt.progressed()
 
     def manifest(self) -> bytes:
-        """The manifest that the reference names, as the registry has it."""
+        """The manifest that the reference names; raises NotInRegistryError where there is none."""
         accepted = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-        answer = self._retried("GET", f"manifests/{self._reference.version}", headers=accepted)
+        try:
+            answer = self._retried("GET", f"manifests/{self._reference.version}", headers=accepted)
+        except RegistryError as error:
+            if error.status == _NOT_FOUND:
+                raise NotInRegistryError(str(error), error.status) from error
+            raise
         content: bytes = answer.content
         if len(content) > _LARGEST_MANIFEST:
             raise RegistryError(f"{self._reference}: the manifest is too large to be one")
@@ -178,7 +188,7 @@ class Repository:
         hint = {
             401: "; the login was not accepted",
             403: "; the login may not do this",
-            404: "; is the name right, and was it pushed?",
+            _NOT_FOUND: "; is the name right, and was it pushed?",
         }.get(answer.status_code, "")
         what = url.partition("?")[0]
         return f"{self._reference}: {method} {what}: {answer.status_code} {said}{hint}"
