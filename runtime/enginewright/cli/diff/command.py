@@ -66,9 +66,7 @@ def command(
     found = _found(*opened, score, threads, allow_native_code)
     rules = _rules(gate, speed, runs, threads, allow_native_code)
     found.measures += speeds(*opened, rules)
-    breaches = (
-        [] if gate is None else gate.breaches(found.changes, bool(found.renderings), found.measures)
-    )
+    breaches = [] if gate is None else found.breaches(gate)
     if as_json:
         click.echo(json.dumps(found.as_data(gate, breaches), indent=2, ensure_ascii=False))
     else:
@@ -119,6 +117,13 @@ class Found:
     changes: list[Change]
     renderings: list[Rendering]
     measures: list[Measure]
+
+    def breaches(self, gate: Gate) -> list[str]:
+        """What B does that the gate forbids."""
+        from enginewright.cli.diff.measures import plans
+
+        differ = bool(self.renderings)
+        return gate.breaches(self.changes, differ, self.measures, plans(self.a, self.b))
 
     def as_data(self, gate: Gate | None, breaches: list[str]) -> dict[str, Any]:
         """Plain data for --json."""

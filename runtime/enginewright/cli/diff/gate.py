@@ -7,7 +7,8 @@
 | unchanged  | names of sections: source, recipe, limits, end tokens, template...              |
 
 A share of A's value for perplexity, sizes and speeds; the difference for agreements and KL. What
-could not be measured is a breach: a gate that was not looked at has not been passed.
+could not be measured is a breach: a gate that was not looked at has not been passed. So is a plan
+that only A has, for a gate that bounds anything of plans.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from enginewright.cli.bench.works import WORKS
 from enginewright.cli.diff.changes import Change
-from enginewright.cli.diff.measures import COSTS, QUALITY, Measure
+from enginewright.cli.diff.measures import COSTS, QUALITY, Measure, Plans
 from enginewright.runtime.errors import SettingsError
 
 LIMITS = ("max_context", "max_batch")
@@ -54,17 +55,15 @@ class Gate:
         return [name for name in self.max_worse if name in WORKS]
 
     def breaches(
-        self, changed: Sequence[Change], differ: bool, measures: Sequence[Measure]
+        self, changed: Sequence[Change], differ: bool, measures: Sequence[Measure], plans: Plans
     ) -> list[str]:
         """What B does that the gate forbids; ``differ``: whether the templates render otherwise."""
         found = list(self._worse(measures))
-        for change in changed:
-            name = change.name.rpartition(".")[2]
-            lower = None in (change.a, change.b) or change.b < change.a
-            if change.section == "limits" and name in self.no_lower and lower:
-                found.append(
-                    f"{change.name} is lower: {_told(change.a)} in A, {_told(change.b)} in B"
-                )
+        if self.no_lower or self.max_worse.keys() - {"size"}:
+            found += [f"plan {name} is only in A" for name in plans.lost]
+        for limit, ours, theirs in plans.limits:
+            if limit.rpartition(".")[2] in self.no_lower and theirs < ours:
+                found.append(f"{limit} is lower: {ours} in A, {theirs} in B")
         sections = dict.fromkeys(change.section for change in changed)
         found += [f"{name} was changed" for name in sections if name in self.unchanged]
         if differ and "template" in self.unchanged:
@@ -135,7 +134,3 @@ def _amount(measure: Measure) -> str:
 
 def _bound(measure: Measure, most: float) -> str:
     return f"{most:.3%}" if measure.kind.relative else f"{most:.6g}"
-
-
-def _told(value: Any) -> str:
-    return "none" if value is None else str(value)

@@ -74,11 +74,33 @@ class Measure:
         }
 
 
+@dataclass(frozen=True)
+class Plans:
+    """``lost``: those of A that B has none of the name of; ``limits`` of plans that are paired:
+    the plan's and the limit's name, the value of A and of B."""
+
+    lost: tuple[str, ...] = ()
+    limits: tuple[tuple[str, int, int], ...] = ()
+
+
 def paired_plans(a: Artifact, b: Artifact) -> list[tuple[EngineEntry, EngineEntry]]:
-    """Plans of one name, in A's order; the two preferred ones where no name is in both."""
+    """The two preferred plans, which are what runs; then those of one name, in A's order."""
     theirs = {engine.plan: engine for engine in reversed(b.manifest.engines)}
-    pairs = [(each, theirs[each.plan]) for each in a.manifest.engines if each.plan in theirs]
-    return pairs or [(a.manifest.engines[0], b.manifest.engines[0])]
+    named = [(each, theirs[each.plan]) for each in a.manifest.engines if each.plan in theirs]
+    preferred = a.manifest.engines[0], b.manifest.engines[0]
+    return [preferred, *(pair for pair in named if pair != preferred)]
+
+
+def plans(a: Artifact, b: Artifact) -> Plans:
+    """What a gate has to know of the plans beside their measures."""
+    held = {engine.plan for engine in b.manifest.engines}
+    limits = [
+        (f"{_pair_name(pair)}.{name}", value, getattr(pair[1].limits, name))
+        for pair in paired_plans(a, b)
+        for name, value in asdict(pair[0].limits).items()
+    ]
+    lost = [engine.plan for engine in a.manifest.engines if engine.plan not in held]
+    return Plans(tuple(lost), tuple(limits))
 
 
 def pair_name(a: str, b: str) -> str:
@@ -126,6 +148,8 @@ def scored(
     told: list[dict[str, Mapping[str, float]]] = [{}, {}]
     for pair in paired_plans(a, b):
         for artifact, engine, measures in zip((a, b), pair, told, strict=True):
+            if engine.plan in measures:
+                continue
             with LLM(
                 artifact.path,
                 plan=engine.plan,
