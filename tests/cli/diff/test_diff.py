@@ -106,6 +106,14 @@ def test_quality_is_what_the_builds_measured(tiny_artifact: Path, alter: Alter) 
     assert "worse by 2.00%" in diff(tiny_artifact, other).stdout
 
 
+def test_files_that_are_shared_count_once(tiny_artifact: Path, alter: Alter) -> None:
+    weights = (tiny_artifact / "engine" / "weights.bin").read_bytes()
+    other = alter(files={"engine/again.bin": weights})
+    found = {each["name"]: each for each in data(tiny_artifact, other)["measures"]}
+
+    assert found["size"]["a"] == found["size"]["b"]
+
+
 def test_scores_are_taken_by_running_both(tiny_artifact: Path, alter: Alter) -> None:
     built = Artifact.open(tiny_artifact).manifest.conformance["plain"]["measures"]
     other = alter(perplexity=1.0)

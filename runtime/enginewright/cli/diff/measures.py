@@ -110,7 +110,7 @@ def pair_name(a: str, b: str) -> str:
 
 def costs(a: Artifact, b: Artifact) -> Iterator[Measure]:
     """Bytes on disk, and of cache."""
-    yield Measure("size", COSTS["size"], _size(a), _size(b))
+    yield Measure("size", COSTS["size"], a.manifest.total_bytes, b.manifest.total_bytes)
     name = "kv_bytes_per_token"
     for pair in paired_plans(a, b):
         ours, theirs = (kv_bytes_per_token(engine.kv) for engine in pair)
@@ -119,10 +119,6 @@ def costs(a: Artifact, b: Artifact) -> Iterator[Measure]:
 
 def _pair_name(pair: tuple[EngineEntry, EngineEntry]) -> str:
     return pair_name(pair[0].plan, pair[1].plan)
-
-
-def _size(artifact: Artifact) -> int:
-    return sum(entry.size for entry in artifact.manifest.files.values())
 
 
 def quality(a: Artifact, b: Artifact) -> list[Measure]:

@@ -55,7 +55,7 @@ def content(asked: Asked, place: Path) -> dict[str, Any]:
         "matrices": _matrices(lowering.get("matrices", {})),
         "manifest_link": _link(folder / MANIFEST_NAME, place),
         "links": {name: _link(folder / name, place) for name in manifest.files},
-        "size": sum(entry.size for entry in manifest.files.values()),
+        "size": manifest.total_bytes,
     }
 
 
