@@ -92,6 +92,14 @@ def test_a_digest_names_one_artifact_for_ever(
     assert contents(again.path) == before
 
 
+def test_nothing_is_pushed_to_a_digest(artifact: Path, registry: str, tmp_path: Path) -> None:
+    first = sent(artifact, registry, "latest").reference
+    (artifact / "evidence" / "more").write_text("later")
+    with pytest.raises(RegistryError, match="leave @sha256"):
+        push(artifact, first, tell=told)
+    assert got(registry, tmp_path / "there", "latest").reference == first
+
+
 def test_what_the_registry_has_is_not_sent_again(artifact: Path, registry: str) -> None:
     assert sent(artifact, registry).spared == 0
     (artifact / "evidence" / "more").write_text("later")

@@ -42,7 +42,15 @@ class Moved:
 
 
 def push(path: Path, reference: Reference, *, plain_http: bool = False, tell: Tell) -> Moved:
-    """Send an artifact, after a check of every file. What the registry has is not sent again."""
+    """Send an artifact, after a check of every file. What the registry has is not sent again.
+
+    Raises RegistryError for a reference with a digest, among others: it would not be kept to.
+    """
+    if reference.digest is not None:
+        raise RegistryError(
+            f"{reference}: a push names a tag, and its digest follows from the artifact; leave "
+            f"@sha256:... out"
+        )
     artifact = Artifact.open(path, verify="always")
     repository = Repository(reference, plain_http=plain_http)
     layers, moved, spared = layers_of(artifact), 0, 0
