@@ -159,9 +159,18 @@ def test_slower_is_worse(b: float, worse: float) -> None:
         ("max_worse: {perplexity: much}", "max_worse.perplexity: 'much' is no share"),
         ("max_worse: {perplexity: true}", "is no share"),
         ("max_worse: {perplexity: nan}", "is no share"),
-        ("max_worse: [perplexity]", "max_worse must map"),
+        ("max_worse: [perplexity]", "max_worse: ['perplexity'] is not legal; it must map"),
+        ("max_worse: 0", "max_worse: 0 is not legal; it must map"),
+        ("max_worse:", "max_worse: None is not legal; it must map"),
+        ("max_worse: {}", "max_worse: {} is not legal; it must map"),
+        ("{}", "holds nothing; give some of max_worse, no_lower, unchanged"),
+        ("max_worse: {size: 1%}\nmax_worse: {size: 90%}", "the key 'max_worse' is given twice"),
+        ("max_worse: {size: 1%, size: 90%}", "the key 'size' is given twice"),
         ("no_lower: [max_contxt]", "did you mean max_context?"),
-        ("no_lower: max_context", "no_lower must be a list"),
+        ("no_lower: max_context", "no_lower: 'max_context' is not legal; it must be a list"),
+        ('no_lower: ""', "no_lower: '' is not legal; it must be a list of some of max_context"),
+        ("unchanged: false", "unchanged: False is not legal; it must be a list of some of source"),
+        ("unchanged: []", "unchanged: [] is not legal"),
         ("unchanged: [tempalte]", "did you mean template?"),
         ("[1, 2]", "must be a mapping"),
         ("{", "not YAML"),
@@ -181,6 +190,15 @@ def test_a_gate_may_be_json(tiny_artifact: Path, tmp_path: Path) -> None:
     file.write_text('{"max_worse": {"size": "1%"}}')
     arguments = ["diff", str(tiny_artifact), str(tiny_artifact), "--gate", str(file)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+def test_a_key_of_json_that_is_given_twice(tiny_artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gate.json"
+    file.write_text('{"max_worse": {"size": "1%"}, "max_worse": {"size": "90%"}}')
+    arguments = ["diff", str(tiny_artifact), str(tiny_artifact), "--gate", str(file)]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the key 'max_worse' is given twice" in result.stderr
 
 
 def test_a_gate_that_is_not_there(tiny_artifact: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ SECTIONS = (
     "template",
 )
 """``template``: the golden conversations; "tokenizer and template": the bytes of the files."""
+_KEYS = ("max_worse", "no_lower", "unchanged")
 MEASURES = (*QUALITY, *COSTS, *WORKS)
 
 
@@ -85,11 +86,16 @@ class Gate:
 
 def read_gate(data: Mapping[str, Any], where: str) -> Gate:
     """The gate of a file; raises SettingsError with the name of what is wrong and what is legal."""
+    if not data:
+        raise SettingsError(f"{where}: holds nothing; give some of {', '.join(_KEYS)}")
     for key in data:
-        _among(key, ("max_worse", "no_lower", "unchanged"), f"{where}: {key}")
-    bounds = data.get("max_worse") or {}
-    if not isinstance(bounds, Mapping):
-        raise SettingsError(f"{where}: max_worse must map measures to bounds, as perplexity: 0.5%")
+        _among(key, _KEYS, f"{where}: {key}")
+    bounds = data.get("max_worse", {})
+    if not isinstance(bounds, Mapping) or ("max_worse" in data and not bounds):
+        raise SettingsError(
+            f"{where}: max_worse: {bounds!r:.80} is not legal; it must map measures to bounds, as "
+            f"{{perplexity: 0.5%}}"
+        )
     for name in bounds:
         _among(name, MEASURES, f"{where}: max_worse.{name}")
     return Gate(
@@ -100,9 +106,14 @@ def read_gate(data: Mapping[str, Any], where: str) -> Gate:
 
 
 def _names(data: Mapping[str, Any], key: str, legal: Sequence[str], where: str) -> tuple[str, ...]:
-    names = data.get(key) or []
-    if not isinstance(names, list):
-        raise SettingsError(f"{where}: {key} must be a list of names: {', '.join(legal)}")
+    if key not in data:
+        return ()
+    names = data[key]
+    if not isinstance(names, list) or not names:
+        raise SettingsError(
+            f"{where}: {key}: {names!r:.80} is not legal; it must be a list of some of "
+            f"{', '.join(legal)}"
+        )
     for name in names:
         _among(name, legal, f"{where}: {key}: {name}")
     return tuple(names)
