@@ -117,6 +117,14 @@ def test_a_folder_in_a_files_place_is_refused(folder: Path) -> None:
         Artifact.open(folder)
 
 
+@pytest.mark.parametrize("linked", [WEIGHTS, "engine"])
+def test_a_file_that_lies_elsewhere_is_refused(folder: Path, tmp_path: Path, linked: str) -> None:
+    elsewhere = (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match=f"{linked}: is a symbolic link"):
+        Artifact.open(folder)
+
+
 def test_a_file_that_the_manifest_does_not_list_is_never_read(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{}", "utf-8")
     artifact = Artifact.open(folder)
