@@ -75,3 +75,4 @@ def test_a_name_that_is_not_there(tmp_path: Path, registry: str) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     dead = CliRunner().invoke(main, ["pull", "oci://127.0.0.1:9/a", "--if-there"])
     assert dead.exit_code == 1, "a registry that does not answer may have it"
+    assert "GET manifests/latest failed 6 times (Connection refused); try again\n" in dead.stderr

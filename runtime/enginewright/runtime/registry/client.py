@@ -58,7 +58,7 @@ class Repository:
 
     def upload(self, path: Path, digest: str) -> None:
         """Send a file's content; an upload that is cut off begins anew."""
-        for attempt in _attempts(f"{path.name}: the upload"):
+        for attempt in _attempts(f"{path.name}: the upload", ", what is complete is kept"):
             with attempt:
                 location = self._request("POST", "blobs/uploads/", good=(202,)).headers["Location"]
                 with path.open("rb") as file:
@@ -79,7 +79,8 @@ class Repository:
 
     def download(self, digest: str, size: int, path: Path) -> None:
         """Append to the file what it lacks of the content, which has so many bytes."""
-        for attempt in _attempts(f"{path.name.removesuffix('.part')}: the download"):
+        what = f"{path.name.removesuffix('.part')}: the download"
+        for attempt in _attempts(what, ", what was fetched is kept"):
             have = path.stat().st_size if path.exists() else 0
             if have >= size:
                 return
@@ -201,8 +202,8 @@ class _BusyError(Exception):
 class _Attempt:
     """Swallows what a dropped connection raises, until there were too many in a row."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, kept: str) -> None:
+        self._what, self._kept = what, kept
         self.failures = 0
 
     def progressed(self) -> None:
@@ -227,14 +228,25 @@ class _Attempt:
         self.failures += 1
         if self.failures >= ATTEMPTS:
             raise RegistryError(
-                f"{self._what} failed {self.failures} times ({error}); try again, what is "
-                f"complete is kept"
+                f"{self._what} failed {self.failures} times ({_reason(error)}); "
+                f"try again{self._kept}"
             ) from error
         return True
 
 
-def _attempts(what: str) -> Iterator[_Attempt]:
-    attempt = _Attempt(what)
+def _reason(error: BaseException | None) -> str:
+    """What the system says, where the libraries between tell it by their own objects."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _attempts(what: str, kept: str = "") -> Iterator[_Attempt]:
+    """``kept``: what is told of the next try."""
+    attempt = _Attempt(what, kept)
     while True:
         yield attempt
         if attempt.failures:
