@@ -15,11 +15,12 @@ from click.testing import CliRunner
 
 from enginewright.cli.main import main
 from enginewright.runtime import plans, verification
-from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.artifact import Artifact, sha256_file
 from enginewright.runtime.artifact.manifest import FileEntry, PluginEntry
 from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.doctor.driver import read_driver
 from enginewright.runtime.errors import DeviceError, MissingDependencyError, TargetError
+from enginewright.runtime.trust.bom import BOM_FILE, bill_of_materials
 
 
 @pytest.fixture
@@ -69,6 +70,23 @@ def test_json_says_the_same(artifact: Path, bound: float, passed: bool) -> None:
     (plan,) = data["plans"].values()
     assert plan["passed"] is passed
     assert {"name", "value", "bound", "passed"} == plan["rows"][0].keys()
+
+
+def test_what_the_manifest_does_not_cover_is_noted(artifact: Path) -> None:
+    assert "note: " not in verify(artifact).stdout
+    manifest = Artifact.open(artifact).manifest
+    bom = artifact / BOM_FILE
+    bom.parent.mkdir(exist_ok=True)
+    bom.write_text(bill_of_materials(manifest, sha256_file(artifact / "manifest.json")))
+    assert "note: " not in verify(artifact).stdout
+
+    (artifact / "engine" / "more.bin").write_text("extra")
+    bom.write_text(bom.read_text().replace(manifest.source.digest, "sha256:other"))
+    result = verify(artifact)
+    assert result.exit_code == 0
+    assert "note: engine/more.bin: is not in the manifest, and is never read" in result.stdout
+    assert f"note: {BOM_FILE}: does not say what follows from the manifest" in result.stdout
+    assert len(json.loads(verify(artifact, "--json").stdout)["notes"]) == 2
 
 
 def test_one_flipped_byte_is_found(artifact: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from enginewright.cli.main import main
+from enginewright.runtime.artifact.artifact import Artifact
 
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
@@ -50,6 +51,23 @@ def test_an_unsigned_artifact_is_not_pulled(
     assert not (tmp_path / "b" / "tiny").exists()
 
 
+def test_an_artifact_whose_file_is_missing_is_there(
+    tiny_artifact: Path, tmp_path: Path, registry: str
+) -> None:
+    name = f"oci://{registry}/tiny:1"
+    CliRunner().invoke(main, ["push", str(tiny_artifact), name])
+    digest = Artifact.open(tiny_artifact).manifest.files["tokenizer.json"].sha256
+    [root] = tmp_path.glob("data-*")
+    [blob] = root.rglob(f"blobs/sha256/*/{digest}/data")
+    blob.unlink()
+    arguments = ["pull", name, "-o", str(tmp_path / "b"), "--if-there"]
+    result = CliRunner().invoke(main, arguments)
+
+    assert result.exit_code == 1
+    assert "blobs/sha256" in result.stderr
+    assert "is not there" not in result.stderr
+
+
 def test_a_name_that_is_not_there(tmp_path: Path, registry: str) -> None:
     arguments = ["pull", f"oci://{registry}/never:1", "-o", str(tmp_path)]
     assert CliRunner().invoke(main, arguments).exit_code == 1
@@ -57,3 +75,4 @@ def test_a_name_that_is_not_there(tmp_path: Path, registry: str) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     dead = CliRunner().invoke(main, ["pull", "oci://127.0.0.1:9/a", "--if-there"])
     assert dead.exit_code == 1, "a registry that does not answer may have it"
+    assert "GET manifests/latest failed 6 times (Connection refused); try again\n" in dead.stderr

@@ -92,6 +92,14 @@ def test_a_digest_names_one_artifact_for_ever(
     assert contents(again.path) == before
 
 
+def test_nothing_is_pushed_to_a_digest(artifact: Path, registry: str, tmp_path: Path) -> None:
+    first = sent(artifact, registry, "latest").reference
+    (artifact / "evidence" / "more").write_text("later")
+    with pytest.raises(RegistryError, match="leave @sha256"):
+        push(artifact, first, tell=told)
+    assert got(registry, tmp_path / "there", "latest").reference == first
+
+
 def test_what_the_registry_has_is_not_sent_again(artifact: Path, registry: str) -> None:
     assert sent(artifact, registry).spared == 0
     (artifact / "evidence" / "more").write_text("later")
@@ -118,6 +126,31 @@ def test_what_another_artifact_here_has_is_not_fetched_again(
     assert pulled.moved == len(other.to_json().encode()) + beside
     assert (there / "second" / WEIGHTS).samefile(there / "tiny" / WEIGHTS)
     assert contents(pulled.path) == contents(artifact)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_with_two_names_is_fetched_once(
+    artifact: Path, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    again = "engine/other/weights.bin"
+    (artifact / again).parent.mkdir()
+    os.link(artifact / WEIGHTS, artifact / again)
+    manifest = Artifact.open(artifact).manifest
+    files = {**manifest.files, again: manifest.files[WEIGHTS]}
+    (artifact / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
+    if not links:
+
+        def refuse(*paths: object) -> None:
+            raise OSError("this file system has no links")
+
+        monkeypatch.setattr(os, "link", refuse)
+    pushed = sent(artifact, registry)
+    pulled = got(registry, tmp_path / "there")
+
+    assert pulled.moved == pushed.moved < 2 * LARGE
+    assert pulled.spared == LARGE
+    assert contents(pulled.path) == contents(artifact)
+    assert (pulled.path / WEIGHTS).samefile(pulled.path / again) is links
 
 
 def test_an_older_artifact_is_replaced(artifact: Path, registry: str, tmp_path: Path) -> None:

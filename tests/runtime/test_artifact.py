@@ -117,6 +117,14 @@ def test_a_folder_in_a_files_place_is_refused(folder: Path) -> None:
         Artifact.open(folder)
 
 
+@pytest.mark.parametrize("linked", [WEIGHTS, "engine"])
+def test_a_file_that_lies_elsewhere_is_refused(folder: Path, tmp_path: Path, linked: str) -> None:
+    elsewhere = (folder / linked).rename(tmp_path / "elsewhere")
+    (folder / linked).symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match=f"{linked}: is a symbolic link"):
+        Artifact.open(folder)
+
+
 def test_a_file_that_the_manifest_does_not_list_is_never_read(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{}", "utf-8")
     artifact = Artifact.open(folder)
@@ -157,6 +165,19 @@ def test_a_replaced_file_with_the_old_time_is_hashed_again(folder: Path, hashed:
     flip_byte(spoilt)
     os.utime(spoilt, ns=(before.st_atime_ns, before.st_mtime_ns))
     spoilt.replace(weights)
+    with pytest.raises(IntegrityError, match=WEIGHTS):
+        Artifact.open(folder)
+
+
+def test_a_file_written_in_place_with_the_old_time_is_hashed_again(
+    folder: Path, hashed: list[str]
+) -> None:
+    Artifact.open(folder)
+    before = (folder / WEIGHTS).stat()
+    flip_byte(folder / WEIGHTS)
+    os.utime(folder / WEIGHTS, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (folder / WEIGHTS).stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
     with pytest.raises(IntegrityError, match=WEIGHTS):
         Artifact.open(folder)
 

@@ -40,7 +40,7 @@ def as_data(manifest: Manifest, digest: str) -> dict[str, Any]:
     """The manifest as plain data, with what follows from it."""
     data: dict[str, Any] = json.loads(manifest.to_json())
     data["digest"] = digest
-    data["total_bytes"] = sum(entry.size for entry in manifest.files.values())
+    data["total_bytes"] = manifest.total_bytes
     for entry, engine in zip(data["engines"], manifest.engines, strict=True):
         entry["kv"]["bytes_per_token"] = kv_bytes_per_token(engine.kv)
     return data
@@ -145,8 +145,7 @@ def _sampling(manifest: Manifest) -> Iterator[str]:
 
 def _files(manifest: Manifest) -> Iterator[str]:
     rows = [(path, size(entry.size)) for path, entry in sorted(manifest.files.items())]
-    total = sum(entry.size for entry in manifest.files.values())
-    yield table(("file", "size"), [*rows, ("total", size(total))])
+    yield table(("file", "size"), [*rows, ("total", size(manifest.total_bytes))])
 
 
 def _conformance(manifest: Manifest) -> Iterator[str]:

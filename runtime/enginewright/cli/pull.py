@@ -10,13 +10,11 @@ import click
 from enginewright.cli.engine_options import policy_option, signature_option
 from enginewright.cli.push import plain_http_option
 from enginewright.cli.text import size
-from enginewright.runtime.errors import RegistryError
+from enginewright.runtime.errors import NotInRegistryError
 
 if TYPE_CHECKING:
     from enginewright.runtime.artifact.artifact import Artifact
     from enginewright.runtime.trust.policy import Policy
-
-NOT_FOUND = 404
 
 
 @click.command()
@@ -32,7 +30,7 @@ NOT_FOUND = 404
 @signature_option
 @policy_option
 @click.option(
-    "--if-there", is_flag=True, help="Where the registry has none of the name, do nothing."
+    "--if-there", is_flag=True, help="Where the registry has no manifest of the name, do nothing."
 )
 @plain_http_option
 def command(
@@ -63,8 +61,8 @@ def command(
         moved = pull(
             Reference.parse(reference), output, plain_http=plain_http, check=check, tell=_tell
         )
-    except RegistryError as error:
-        if not if_there or error.status != NOT_FOUND:
+    except NotInRegistryError:
+        if not if_there:
             raise
         _tell(f"{reference}: is not there")
         return

@@ -53,7 +53,7 @@ def command(
                 f"{other.path} was built from another model than {opened.path}; give --beside "
                 f"artifacts of one model"
             )
-    place = output or artifact / REPORT_FILE
+    place = output or opened.evidence(REPORT_FILE)
     asked = Asked(opened, others, [_bench(path) for path in bench_files])
     write_text(place, render(asked, place))
     click.echo(place)

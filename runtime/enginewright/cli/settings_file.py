@@ -31,16 +31,28 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _json(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not JSON ({error})") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON, of which no key may be given twice."""
+    found = dict[str, Any]()
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def _yaml(path: Path, text: str) -> Any:
     require("sign", "yaml")
     import yaml
 
+    from enginewright.cli.strict_yaml import StrictLoader
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=StrictLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise SettingsError(f"{path}: not YAML ({error})") from error

@@ -52,10 +52,12 @@ def command(
 ) -> None:
     """Check ARTIFACT: every file's hash, and its answers. Needs no torch.
 
-    Exit code 1 when a file is not as it was built, a bound of the recipe is missed, an engine
-    fails while it runs, or none runs here for another reason than that its GPU is not here.
+    Files that the manifest does not list, and a bill of materials that does not follow from it,
+    are noted. Exit code 1 when a file is not as it was built, a bound of the recipe is missed, an
+    engine fails while it runs, or none runs here for another reason than that its GPU is not here.
     """
-    from enginewright.runtime.verification import verify_artifact
+    from enginewright.runtime.artifact.artifact import Artifact
+    from enginewright.runtime.verification import remarks, verify_artifact
 
     signer = _signer(artifact, keys)
     results = verify_artifact(
@@ -66,6 +68,7 @@ def command(
         timed=bool(attest),
     )
     written = _attest(artifact, results, attest)
+    notes = remarks(Artifact.open(artifact, verify="never"))
     passed = all(result.passed for result in results.values())
     lacking = [plan for plan, result in results.items() if result.report is None]
     if as_json:
@@ -75,13 +78,14 @@ def command(
             "device_run": not lacking,
             "signed_by": signer,
             "attestation": None if written is None else str(written),
+            "notes": notes,
             "plans": {plan: _data(result) for plan, result in results.items()},
         }
         click.echo(json.dumps(data, indent=2))
     else:
         if signer is not None:
             click.echo(f"signed by {signer}")
-        click.echo("\n".join(_page(results, written)))
+        click.echo("\n".join([*_page(results, written), *(f"note: {note}" for note in notes)]))
         click.echo(_verdict(results, passed, lacking))
     if not passed or (require_device and lacking):
         ctx.exit(1)

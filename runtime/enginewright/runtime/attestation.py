@@ -46,7 +46,7 @@ def attest(artifact: Artifact, results: Mapping[str, PlanResult]) -> Path:
         "plans": {plan: _plan(result, artifact) for plan, result in results.items()},
     }
     name = f"{_slug(device['name'])}-{digest.removeprefix('sha256:')[:16]}.json"
-    path = artifact.path / ATTESTATIONS / name
+    path = artifact.evidence(f"{ATTESTATIONS}/{name}")
     try:
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:

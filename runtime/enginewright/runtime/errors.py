@@ -129,6 +129,10 @@ class RegistryError(EnginewrightError):
         self.status = status
 
 
+class NotInRegistryError(RegistryError):
+    """A registry answers that it has no manifest of the name; of a damaged artifact it has one."""
+
+
 class DeviceError(EnginewrightError):
     """The GPU cannot run the engine, or failed; the message says what was found and needed."""
 

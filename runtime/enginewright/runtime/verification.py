@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.artifact.manifest import MANIFEST_NAME, EngineEntry
 from enginewright.runtime.conformance import REFERENCE_FILE, Reference, Report, judge, measure
 from enginewright.runtime.errors import DeviceError, MissingDependencyError, TargetError
 from enginewright.runtime.llm import LLM
 from enginewright.runtime.sampling.params import SamplingParams
+from enginewright.runtime.trust.bom import BOM_FILE, bill_of_materials
 from enginewright.runtime.trust.policy import Policy
 
 _DECODED_TOKENS = 64
@@ -96,6 +98,40 @@ def verify_artifact(
     if refused and not any(result.report for result in results.values()):
         raise TargetError("; ".join(refused))
     return results
+
+
+def remarks(artifact: Artifact) -> list[str]:
+    """What the hashes do not cover, and a reader should know of: no failure, nothing of it is read
+    by a load."""
+    lying = sorted(artifact.path.rglob("*"))
+    files = (path for path in lying if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(artifact.path).as_posix() for path in files)
+    found = [
+        f"{name}: is not in the manifest, and is never read"
+        for name in names
+        if not (artifact.holds(name) or name == MANIFEST_NAME or name.startswith("evidence/"))
+    ]
+    if not _has_own_bom(artifact):
+        found.append(
+            f"{BOM_FILE}: does not say what follows from the manifest (as this "
+            f"version of Enginewright tells it)"
+        )
+    return found
+
+
+def _has_own_bom(artifact: Artifact) -> bool:
+    """Whether the bill of materials, where there is one, is that of the manifest."""
+    path = artifact.path / BOM_FILE
+    if not path.exists():
+        return True
+    digest = artifact.digest().removeprefix("sha256:")
+    try:
+        return bool(
+            json.loads(path.read_text("utf-8"))
+            == json.loads(bill_of_materials(artifact.manifest, digest))
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _run(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from enginewright.cli.bench.children import Sample
+from enginewright.cli.bench.entrants import Runner
 from enginewright.cli.diff.conversations import CONVERSATIONS
 from enginewright.cli.main import main
 from enginewright.runtime.artifact.artifact import Artifact
@@ -104,6 +106,14 @@ def test_quality_is_what_the_builds_measured(tiny_artifact: Path, alter: Alter) 
     assert "worse by 2.00%" in diff(tiny_artifact, other).stdout
 
 
+def test_files_that_are_shared_count_once(tiny_artifact: Path, alter: Alter) -> None:
+    weights = (tiny_artifact / "engine" / "weights.bin").read_bytes()
+    other = alter(files={"engine/again.bin": weights})
+    found = {each["name"]: each for each in data(tiny_artifact, other)["measures"]}
+
+    assert found["size"]["a"] == found["size"]["b"]
+
+
 def test_scores_are_taken_by_running_both(tiny_artifact: Path, alter: Alter) -> None:
     built = Artifact.open(tiny_artifact).manifest.conformance["plain"]["measures"]
     other = alter(perplexity=1.0)
@@ -141,7 +151,40 @@ def test_speed_is_taken_in_turns(tiny_artifact: Path) -> None:
     for name in ("decode-1", "decode-8", "prefill-512", "start"):
         assert found[name]["a"] > 0, found[name]
         assert found[name]["b"] > 0, found[name]
+        assert found[name]["plan"] == "plain"
     assert "decode-32" not in found
+
+
+@pytest.mark.parametrize(
+    ("flags", "allowed"),
+    [([], None), (["--no-native-code"], False), (["--allow-native-code"], True)],
+)
+def test_speed_runs_what_code_it_may(
+    tiny_artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    allowed: bool | None,
+) -> None:
+    """What the workers are asked for; each side answers with the plan that it ran."""
+    asked = []
+
+    def take(runner: Runner, request: dict[str, Any]) -> Sample:
+        asked.append(request["options"])
+        plan = "native" if runner.entrant.label == "A" else "plain"
+        return Sample({"plan": plan, "rest_s": 1.0}, 0.0, 1.0, None, None, 0.0)
+
+    monkeypatch.setattr(Runner, "take", take)
+    monkeypatch.setattr("enginewright.cli.diff.speed.USUAL", ("decode-1",))
+    options = ("--speed", "--runs", "1", *flags)
+    [found] = [
+        each
+        for each in data(tiny_artifact, tiny_artifact, *options)["measures"]
+        if each["name"] == "decode-1"
+    ]
+    assert asked == [{"allow_native_code": allowed}] * 2
+    assert found["plan"] == "native / plain"
+    page = diff(tiny_artifact, tiny_artifact, *options).stdout
+    assert "decode-1, native / plain (tokens/s)" in page
 
 
 def test_a_speed_beyond_the_limits_is_not_measured(tiny_artifact: Path, alter: Alter) -> None:

@@ -172,6 +172,27 @@ def test_a_missed_bound_is_told(artifact: Path) -> None:
     assert "Of the recipe's bounds it missed: top-1 agreement." in page(artifact).text
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("build.json", {"stages": 3}),
+        ("build.json", {"stages": {"compile": {"seconds": "long"}}}),
+        ("lowering.json", {"passes": [{}]}),
+        ("lowering.json", {"passes": 3}),
+        ("lowering.json", {"matrices": {"a": 1}}),
+    ],
+)
+def test_evidence_of_another_form_is_named(
+    tiny_artifact: Path, tmp_path: Path, name: str, content: dict[str, Any]
+) -> None:
+    artifact = shutil.copytree(tiny_artifact, tmp_path / "artifact")
+    (artifact / "evidence" / name).write_text(json.dumps(content))
+    result = report(artifact)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"evidence/{name}: is not what a build writes" in result.stderr
+
+
 def test_an_artifact_of_an_older_build(artifact: Path) -> None:
     manifest = Artifact.open(artifact).manifest
     told = json.loads(json.dumps(manifest.conformance))

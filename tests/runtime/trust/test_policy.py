@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from enginewright.runtime import LLM, Policy
+from enginewright.runtime.artifact import artifact as artifact_module
 from enginewright.runtime.artifact.artifact import Artifact, sha256_file
 from enginewright.runtime.artifact.manifest import FileEntry
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.errors import (
+    IntegrityError,
     MissingDependencyError,
     PolicyError,
     SettingsError,
@@ -57,6 +60,23 @@ def test_a_signed_artifact_is_loaded(artifact: Path, make_key: MakeKey) -> None:
     sign(Artifact.open(artifact), private_key(private))
     with LLM(artifact, policy=policy) as llm:
         assert llm.generate("It was")[0].outputs[0].token_ids
+
+
+def test_signed_weights_that_were_overwritten_in_place_are_refused(
+    artifact: Path, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_module, "SMALL_FILE", 1000)
+    private, public = make_key("release")
+    sign(Artifact.open(artifact), private_key(private))
+    weights = artifact / "engine" / "weights.bin"
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        file.write(b"tampered")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(IntegrityError, match=r"weights\.bin"):
+        LLM(artifact, policy={"signed_by": [public]})
 
 
 def test_weights_that_were_altered_are_found_under_a_policy(
@@ -127,7 +147,8 @@ def test_verify_is_under_the_policy_too(artifact: Path) -> None:
         ({"signed_by": []}, "names no key"),
         ({"signed_by": "key.pub"}, "must be a list"),
         ({"signed_by": None}, "must be a list"),
-        ({"sources": [1]}, "must be a list"),
+        ({"sources": [1]}, "sources: 1 is not legal; each of the list must be a text"),
+        ({"signed_by": ["a", 1]}, "signed_by: 1 is not legal; each of the list must be a text"),
         ({"native_code": "yes"}, "legal: never, own, any"),
         ({"native_code": None}, "legal: never, own, any"),
         ({"native_code": True}, "legal: never, own, any"),

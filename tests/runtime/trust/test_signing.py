@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.errors import IntegrityError, SettingsError, SignatureError
+from enginewright.runtime.errors import (
+    ArtifactError,
+    IntegrityError,
+    SettingsError,
+    SignatureError,
+)
 from enginewright.runtime.trust.dsse import IN_TOTO, Envelope
 from enginewright.runtime.trust.keys import key_id, private_key, public_key
 from enginewright.runtime.trust.signing import SIGNATURES, check_signature, sign
@@ -150,6 +155,32 @@ def test_damaged_envelopes_hide_no_other(artifact: Path, make_key: MakeKey, text
     (artifact / SIGNATURES / "0.dsse.json").write_text(text)
 
     assert check_signature(Artifact.open(artifact), [public])
+
+
+def test_many_other_files_hide_no_signature(artifact: Path, make_key: MakeKey) -> None:
+    private, public = make_key("release")
+    path = signed(artifact, private)
+    for number in range(64):
+        (artifact / SIGNATURES / f"0{number:02}.dsse.json").write_text("junk")
+    assert check_signature(Artifact.open(artifact), [public])
+
+    path.rename(path.with_name("z.dsse.json"))
+    with pytest.raises(SignatureError, match="in the 64 files that were read, and 1 more were not"):
+        check_signature(Artifact.open(artifact), [public])
+
+
+@pytest.mark.parametrize("linked", ["evidence", SIGNATURES])
+def test_nothing_is_signed_outside_of_the_artifact(
+    artifact: Path, make_key: MakeKey, tmp_path: Path, linked: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(artifact / linked, ignore_errors=True)
+    (artifact / linked).parent.mkdir(exist_ok=True)
+    (artifact / linked).symlink_to(elsewhere)
+    with pytest.raises(ArtifactError, match=f"{linked}: is a symbolic link"):
+        signed(artifact, make_key("release")[0])
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_manifest_that_is_exchanged_after_it_was_read(artifact: Path, make_key: MakeKey) -> None:

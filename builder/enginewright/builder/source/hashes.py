@@ -23,7 +23,7 @@ def source_digest(files: Mapping[str, Path]) -> str:
 
 
 def cached_sha256(path: Path) -> str:
-    """The file's SHA-256, from the cache while path, size, mtime and inode are unchanged."""
+    """The file's SHA-256, from the cache while its ``FileState`` is unchanged."""
     state = FileState.of(path)
     record = _record(state)
     if record is None:

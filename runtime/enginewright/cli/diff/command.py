@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from enginewright.cli.diff.conversations import Rendering
     from enginewright.cli.diff.gate import Gate
     from enginewright.cli.diff.measures import Measure
+    from enginewright.cli.diff.speed import Rules
     from enginewright.runtime.artifact.artifact import Artifact
 
 
@@ -57,15 +58,15 @@ def command(
 
     Exit code 1 when B breaches the gate; without one, 0 whatever differs.
     """
+    from enginewright.cli.diff.speed import speeds
     from enginewright.runtime.artifact.artifact import Artifact
 
     gate = _gate(gate_file)
     opened = Artifact.open(a), Artifact.open(b)
     found = _found(*opened, score, threads, allow_native_code)
-    found.measures += _speeds(*opened, gate, speed, runs, threads)
-    breaches = (
-        [] if gate is None else gate.breaches(found.changes, bool(found.renderings), found.measures)
-    )
+    rules = _rules(gate, speed, runs, threads, allow_native_code)
+    found.measures += speeds(*opened, rules)
+    breaches = [] if gate is None else found.breaches(gate)
     if as_json:
         click.echo(json.dumps(found.as_data(gate, breaches), indent=2, ensure_ascii=False))
     else:
@@ -96,15 +97,15 @@ def _found(
     return Found(a, b, changes(a, b), renderings(a, b), [*quality, *measures.costs(a, b)])
 
 
-def _speeds(
-    a: Artifact, b: Artifact, gate: Gate | None, asked: bool, runs: int, threads: int | None
-) -> list[Measure]:
+def _rules(
+    gate: Gate | None, asked: bool, runs: int, threads: int | None, allow_native_code: bool | None
+) -> Rules:
     from enginewright.cli.bench import machine
-    from enginewright.cli.diff.speed import USUAL, Rules, speeds
+    from enginewright.cli.diff.speed import USUAL, Rules
 
     wanted = [*(USUAL if asked else ()), *(gate.speeds if gate else ())]
     works = tuple(dict.fromkeys(wanted))
-    return speeds(a, b, Rules(works, runs, threads or machine.cores()))
+    return Rules(works, runs, threads or machine.cores(), allow_native_code)
 
 
 @dataclass
@@ -116,6 +117,13 @@ class Found:
     changes: list[Change]
     renderings: list[Rendering]
     measures: list[Measure]
+
+    def breaches(self, gate: Gate) -> list[str]:
+        """What B does that the gate forbids."""
+        from enginewright.cli.diff.measures import plans
+
+        differ = bool(self.renderings)
+        return gate.breaches(self.changes, differ, self.measures, plans(self.a, self.b))
 
     def as_data(self, gate: Gate | None, breaches: list[str]) -> dict[str, Any]:
         """Plain data for --json."""

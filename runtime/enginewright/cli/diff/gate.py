@@ -7,7 +7,8 @@
 | unchanged  | names of sections: source, recipe, limits, end tokens, template...              |
 
 A share of A's value for perplexity, sizes and speeds; the difference for agreements and KL. What
-could not be measured is a breach: a gate that was not looked at has not been passed.
+could not be measured is a breach: a gate that was not looked at has not been passed. So is a plan
+that only A has, for a gate that bounds anything of plans.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from enginewright.cli.bench.works import WORKS
 from enginewright.cli.diff.changes import Change
-from enginewright.cli.diff.measures import COSTS, QUALITY, Measure
+from enginewright.cli.diff.measures import COSTS, QUALITY, Measure, Plans
 from enginewright.runtime.errors import SettingsError
 
 LIMITS = ("max_context", "max_batch")
@@ -37,6 +38,7 @@ SECTIONS = (
     "template",
 )
 """``template``: the golden conversations; "tokenizer and template": the bytes of the files."""
+_KEYS = ("max_worse", "no_lower", "unchanged")
 MEASURES = (*QUALITY, *COSTS, *WORKS)
 
 
@@ -54,17 +56,15 @@ class Gate:
         return [name for name in self.max_worse if name in WORKS]
 
     def breaches(
-        self, changed: Sequence[Change], differ: bool, measures: Sequence[Measure]
+        self, changed: Sequence[Change], differ: bool, measures: Sequence[Measure], plans: Plans
     ) -> list[str]:
         """What B does that the gate forbids; ``differ``: whether the templates render otherwise."""
         found = list(self._worse(measures))
-        for change in changed:
-            name = change.name.rpartition(".")[2]
-            lower = None in (change.a, change.b) or change.b < change.a
-            if change.section == "limits" and name in self.no_lower and lower:
-                found.append(
-                    f"{change.name} is lower: {_told(change.a)} in A, {_told(change.b)} in B"
-                )
+        if self.no_lower or self.max_worse.keys() - {"size"}:
+            found += [f"plan {name} is only in A" for name in plans.lost]
+        for limit, ours, theirs in plans.limits:
+            if limit.rpartition(".")[2] in self.no_lower and theirs < ours:
+                found.append(f"{limit} is lower: {ours} in A, {theirs} in B")
         sections = dict.fromkeys(change.section for change in changed)
         found += [f"{name} was changed" for name in sections if name in self.unchanged]
         if differ and "template" in self.unchanged:
@@ -86,11 +86,16 @@ class Gate:
 
 def read_gate(data: Mapping[str, Any], where: str) -> Gate:
     """The gate of a file; raises SettingsError with the name of what is wrong and what is legal."""
+    if not data:
+        raise SettingsError(f"{where}: holds nothing; give some of {', '.join(_KEYS)}")
     for key in data:
-        _among(key, ("max_worse", "no_lower", "unchanged"), f"{where}: {key}")
-    bounds = data.get("max_worse") or {}
-    if not isinstance(bounds, Mapping):
-        raise SettingsError(f"{where}: max_worse must map measures to bounds, as perplexity: 0.5%")
+        _among(key, _KEYS, f"{where}: {key}")
+    bounds = data.get("max_worse", {})
+    if not isinstance(bounds, Mapping) or ("max_worse" in data and not bounds):
+        raise SettingsError(
+            f"{where}: max_worse: {bounds!r:.80} is not legal; it must map measures to bounds, as "
+            f"{{perplexity: 0.5%}}"
+        )
     for name in bounds:
         _among(name, MEASURES, f"{where}: max_worse.{name}")
     return Gate(
@@ -101,9 +106,14 @@ def read_gate(data: Mapping[str, Any], where: str) -> Gate:
 
 
 def _names(data: Mapping[str, Any], key: str, legal: Sequence[str], where: str) -> tuple[str, ...]:
-    names = data.get(key) or []
-    if not isinstance(names, list):
-        raise SettingsError(f"{where}: {key} must be a list of names: {', '.join(legal)}")
+    if key not in data:
+        return ()
+    names = data[key]
+    if not isinstance(names, list) or not names:
+        raise SettingsError(
+            f"{where}: {key}: {names!r:.80} is not legal; it must be a list of some of "
+            f"{', '.join(legal)}"
+        )
     for name in names:
         _among(name, legal, f"{where}: {key}: {name}")
     return tuple(names)
@@ -135,7 +145,3 @@ def _amount(measure: Measure) -> str:
 
 def _bound(measure: Measure, most: float) -> str:
     return f"{most:.3%}" if measure.kind.relative else f"{most:.6g}"
-
-
-def _told(value: Any) -> str:
-    return "none" if value is None else str(value)

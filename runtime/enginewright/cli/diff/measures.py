@@ -74,29 +74,51 @@ class Measure:
         }
 
 
+@dataclass(frozen=True)
+class Plans:
+    """``lost``: those of A that B has none of the name of; ``limits`` of plans that are paired:
+    the plan's and the limit's name, the value of A and of B."""
+
+    lost: tuple[str, ...] = ()
+    limits: tuple[tuple[str, int, int], ...] = ()
+
+
 def paired_plans(a: Artifact, b: Artifact) -> list[tuple[EngineEntry, EngineEntry]]:
-    """Plans of one name, in A's order; the two preferred ones where no name is in both."""
+    """The two preferred plans, which are what runs; then those of one name, in A's order."""
     theirs = {engine.plan: engine for engine in reversed(b.manifest.engines)}
-    pairs = [(each, theirs[each.plan]) for each in a.manifest.engines if each.plan in theirs]
-    return pairs or [(a.manifest.engines[0], b.manifest.engines[0])]
+    named = [(each, theirs[each.plan]) for each in a.manifest.engines if each.plan in theirs]
+    preferred = a.manifest.engines[0], b.manifest.engines[0]
+    return [preferred, *(pair for pair in named if pair != preferred)]
 
 
-def pair_name(pair: tuple[EngineEntry, EngineEntry]) -> str:
+def plans(a: Artifact, b: Artifact) -> Plans:
+    """What a gate has to know of the plans beside their measures."""
+    held = {engine.plan for engine in b.manifest.engines}
+    limits = [
+        (f"{_pair_name(pair)}.{name}", value, getattr(pair[1].limits, name))
+        for pair in paired_plans(a, b)
+        for name, value in asdict(pair[0].limits).items()
+    ]
+    lost = [engine.plan for engine in a.manifest.engines if engine.plan not in held]
+    return Plans(tuple(lost), tuple(limits))
+
+
+def pair_name(a: str, b: str) -> str:
     """The plan's name, or both where they differ."""
-    return " / ".join(dict.fromkeys(engine.plan for engine in pair))
+    return a if a == b else f"{a} / {b}"
 
 
 def costs(a: Artifact, b: Artifact) -> Iterator[Measure]:
     """Bytes on disk, and of cache."""
-    yield Measure("size", COSTS["size"], _size(a), _size(b))
+    yield Measure("size", COSTS["size"], a.manifest.total_bytes, b.manifest.total_bytes)
     name = "kv_bytes_per_token"
     for pair in paired_plans(a, b):
         ours, theirs = (kv_bytes_per_token(engine.kv) for engine in pair)
-        yield Measure(name, COSTS[name], ours, theirs, pair_name(pair))
+        yield Measure(name, COSTS[name], ours, theirs, _pair_name(pair))
 
 
-def _size(artifact: Artifact) -> int:
-    return sum(entry.size for entry in artifact.manifest.files.values())
+def _pair_name(pair: tuple[EngineEntry, EngineEntry]) -> str:
+    return pair_name(pair[0].plan, pair[1].plan)
 
 
 def quality(a: Artifact, b: Artifact) -> list[Measure]:
@@ -122,6 +144,8 @@ def scored(
     told: list[dict[str, Mapping[str, float]]] = [{}, {}]
     for pair in paired_plans(a, b):
         for artifact, engine, measures in zip((a, b), pair, told, strict=True):
+            if engine.plan in measures:
+                continue
             with LLM(
                 artifact.path,
                 plan=engine.plan,
@@ -152,7 +176,7 @@ def _compared(
         reason = own if None not in found else "the build of one did not measure it"
         if name == "perplexity" and not same_text:
             found, reason = [None, None], "the two were measured on different tokens"
-        yield Measure(name, kind, found[0], found[1], pair_name(pair), reason)
+        yield Measure(name, kind, found[0], found[1], _pair_name(pair), reason)
 
 
 def _remark(a: Artifact, b: Artifact) -> tuple[str, bool]:

@@ -54,7 +54,7 @@ class Artifact:
 
         Every size, and the hashes of small files and of native code, are always checked.
         Weights are hashed with "always"; with "cached" when this machine has not yet hashed
-        the file as it is now (path, size, mtime, inode); with "never" not at all.
+        the file as it is now (path, size, mtime, ctime, device, inode); with "never" not at all.
         """
         if verify not in get_args(Verify):
             legal = ", ".join(map(repr, get_args(Verify)))
@@ -116,6 +116,17 @@ class Artifact:
             )
         return self.path / relative
 
+    def evidence(self, relative: str) -> Path:
+        """Where a file of evidence is to be written; raises ArtifactError where that would be
+        outside of the artifact."""
+        link = _link_in(self.path, PurePosixPath(relative).parent)
+        if link is not None:
+            raise ArtifactError(
+                f"{link}: is a symbolic link, so that {relative} would be written outside of the "
+                f"artifact; put a folder in its place"
+            )
+        return self.path / relative
+
     def check_names(self) -> None:
         """A manifest may only name files inside the folder, and engines only files it lists; what
         it says of an engine must fit together.
@@ -173,6 +184,16 @@ def _what_it_is(folder: Path) -> str:
     return f"holds no {MANIFEST_NAME}, so it is not an artifact"
 
 
+def _link_in(folder: Path, relative: PurePosixPath) -> Path | None:
+    """The first part of a path below the folder that is a symbolic link."""
+    path = folder
+    for part in relative.parts:
+        path /= part
+        if path.is_symlink():
+            return path
+    return None
+
+
 def _check_file(
     folder: Path,
     relative: str,
@@ -184,6 +205,11 @@ def _check_file(
 ) -> None:
     path = folder / relative
     again = "copy or build the artifact again"
+    link = _link_in(folder, PurePosixPath(relative))
+    if link is not None:
+        raise IntegrityError(
+            f"{link}: is a symbolic link; the files of an artifact must lie in its folder; {again}"
+        )
     try:
         state = FileState.of(path)
         if not path.is_file():

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
@@ -39,17 +39,30 @@ def cache_folder() -> Path | None:
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells that a file is still the one that was hashed."""
+    """What tells that a file is still the one that was hashed.
+
+    ``ctime_ns`` moves with every write and cannot be set, so that a file whose content was changed
+    is told even where size, inode and mtime were put back.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int
+    device: int
     inode: int
 
     @staticmethod
     def of(path: Path) -> FileState:
         found = path.stat()
-        return FileState(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino)
+        return FileState(
+            path=str(path.resolve()),
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+            device=found.st_dev,
+            inode=found.st_ino,
+        )
 
 
 class VerifiedFiles:
@@ -89,10 +102,4 @@ class VerifiedFiles:
 
     @staticmethod
     def _content(state: FileState, sha256: str) -> dict[str, str | int]:
-        return {
-            "path": state.path,
-            "size": state.size,
-            "mtime_ns": state.mtime_ns,
-            "inode": state.inode,
-            "sha256": sha256,
-        }
+        return {**asdict(state), "sha256": sha256}

@@ -205,6 +205,11 @@ class Manifest:
     tuning: TuningEntry | None = None
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def total_bytes(self) -> int:
+        """Of all files; equal ones are one file with several names."""
+        return sum({entry.sha256: entry.size for entry in self.files.values()}.values())
+
     def chunk_invariant(self, plan: str) -> bool:
         """Whether the plan's logits were found bitwise the same in one step and in several."""
         return self._is_zero(plan, "chunk_difference")

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from enginewright.runtime.errors import MissingDependencyError, RegistryError
+from enginewright.runtime.errors import (
+    MissingDependencyError,
+    NotInRegistryError,
+    RegistryError,
+)
 from enginewright.runtime.registry.credentials import login_for
 from enginewright.runtime.registry.reference import Reference
 
@@ -26,6 +30,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 _TIMEOUT = (10, 60)
 _PIECE = 1 << 16
 _LARGEST_MANIFEST = 4 << 20
+_NOT_FOUND = 404
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
@@ -49,11 +54,11 @@ class Repository:
 
     def has_blob(self, digest: str) -> bool:
         """Whether the registry holds the content with that ``sha256:...``."""
-        return self._retried("HEAD", f"blobs/{digest}", good=(200, 404)).status_code == 200
+        return self._retried("HEAD", f"blobs/{digest}", good=(200, _NOT_FOUND)).status_code == 200
 
     def upload(self, path: Path, digest: str) -> None:
         """Send a file's content; an upload that is cut off begins anew."""
-        for attempt in _attempts(f"{path.name}: the upload"):
+        for attempt in _attempts(f"{path.name}: the upload", ", what is complete is kept"):
             with attempt:
                 location = self._request("POST", "blobs/uploads/", good=(202,)).headers["Location"]
                 with path.open("rb") as file:
@@ -74,7 +79,8 @@ class Repository:
 
     def download(self, digest: str, size: int, path: Path) -> None:
         """Append to the file what it lacks of the content, which has so many bytes."""
-        for attempt in _attempts(f"{path.name.removesuffix('.part')}: the download"):
+        what = f"{path.name.removesuffix('.part')}: the download"
+        for attempt in _attempts(what, ", what was fetched is kept"):
             have = path.stat().st_size if path.exists() else 0
             if have >= size:
                 return
@@ -85,9 +91,14 @@ class Repository:
                 attempt.progressed()
 
     def manifest(self) -> bytes:
-        """The manifest that the reference names, as the registry has it."""
+        """The manifest that the reference names; raises NotInRegistryError where there is none."""
         accepted = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-        answer = self._retried("GET", f"manifests/{self._reference.version}", headers=accepted)
+        try:
+            answer = self._retried("GET", f"manifests/{self._reference.version}", headers=accepted)
+        except RegistryError as error:
+            if error.status == _NOT_FOUND:
+                raise NotInRegistryError(str(error), error.status) from error
+            raise
         content: bytes = answer.content
         if len(content) > _LARGEST_MANIFEST:
             raise RegistryError(f"{self._reference}: the manifest is too large to be one")
@@ -178,7 +189,7 @@ class Repository:
         hint = {
             401: "; the login was not accepted",
             403: "; the login may not do this",
-            404: "; is the name right, and was it pushed?",
+            _NOT_FOUND: "; is the name right, and was it pushed?",
         }.get(answer.status_code, "")
         what = url.partition("?")[0]
         return f"{self._reference}: {method} {what}: {answer.status_code} {said}{hint}"
@@ -191,8 +202,8 @@ class _BusyError(Exception):
 class _Attempt:
     """Swallows what a dropped connection raises, until there were too many in a row."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, kept: str) -> None:
+        self._what, self._kept = what, kept
         self.failures = 0
 
     def progressed(self) -> None:
@@ -217,14 +228,25 @@ class _Attempt:
         self.failures += 1
         if self.failures >= ATTEMPTS:
             raise RegistryError(
-                f"{self._what} failed {self.failures} times ({error}); try again, what is "
-                f"complete is kept"
+                f"{self._what} failed {self.failures} times ({_reason(error)}); "
+                f"try again{self._kept}"
             ) from error
         return True
 
 
-def _attempts(what: str) -> Iterator[_Attempt]:
-    attempt = _Attempt(what)
+def _reason(error: BaseException | None) -> str:
+    """What the system says, where the libraries between tell it by their own objects."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _attempts(what: str, kept: str = "") -> Iterator[_Attempt]:
+    """``kept``: what is told of the next try."""
+    attempt = _Attempt(what, kept)
     while True:
         yield attempt
         if attempt.failures:

@@ -42,7 +42,15 @@ class Moved:
 
 
 def push(path: Path, reference: Reference, *, plain_http: bool = False, tell: Tell) -> Moved:
-    """Send an artifact, after a check of every file. What the registry has is not sent again."""
+    """Send an artifact, after a check of every file. What the registry has is not sent again.
+
+    Raises RegistryError for a reference with a digest, among others: it would not be kept to.
+    """
+    if reference.digest is not None:
+        raise RegistryError(
+            f"{reference}: a push names a tag, and its digest follows from the artifact; leave "
+            f"@sha256:... out"
+        )
     artifact = Artifact.open(path, verify="always")
     repository = Repository(reference, plain_http=plain_http)
     layers, moved, spared = layers_of(artifact), 0, 0
@@ -84,14 +92,14 @@ def pull(
     layers = read_layers(content, str(reference))
     pinned = replace(reference, digest=digest.removeprefix("sha256:"))
     with _scratch(output, digest) as folder:
-        taken = [_fetch(layer, folder, repository, output, tell) for layer in layers]
+        fetched = _fetch_all(layers, folder, repository, output, tell)
         artifact = Artifact.open(folder, verify="always")
         _check_complete(artifact, layers)
         check(artifact)
         place = output / _name(artifact)
         _check_place(place)
         publish(folder, place)
-    return Moved(pinned, place, sum(taken), sum(each.size for each in layers) - sum(taken))
+    return Moved(pinned, place, fetched, sum(each.size for each in layers) - fetched)
 
 
 @contextlib.contextmanager
@@ -115,6 +123,23 @@ def _scratch(output: Path, digest: str) -> Iterator[Path]:
             f"{error.filename or output}: {error.strerror}; what was fetched is kept for the next "
             f"try"
         ) from error
+
+
+def _fetch_all(
+    layers: Sequence[Layer], folder: Path, repository: Repository, output: Path, tell: Tell
+) -> int:
+    """Bring every file into the folder, each content once; how many bytes were fetched."""
+    fetched, first = 0, dict[str, Path]()
+    for layer in layers:
+        path = folder / layer.path
+        same = first.setdefault(layer.digest, path)
+        if same == path:
+            fetched += _fetch(layer, folder, repository, output, tell)
+        elif not _is(layer, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link(same, path)
+            tell(f"{layer.path}: is the same as {same.relative_to(folder).as_posix()}")
+    return fetched
 
 
 def _fetch(layer: Layer, folder: Path, repository: Repository, output: Path, tell: Tell) -> int:
@@ -160,13 +185,18 @@ def _lend(layer: Layer, path: Path, output: Path) -> bool:
             other = manifest.parent / name
             if entry.sha256 != layer.sha256 or not _is(layer, other):
                 continue
-            path.unlink(missing_ok=True)
-            try:
-                os.link(other, path)
-            except OSError:
-                shutil.copyfile(other, path)
+            _link(other, path)
             return True
     return False
+
+
+def _link(source: Path, path: Path) -> None:
+    """The same file under another name, or a copy where the system cannot have that."""
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
 
 
 def _check_complete(artifact: Artifact, layers: Sequence[Layer]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import MANIFEST_NAME, EngineEntry, Manifest
 from enginewright.runtime.conformance import POSITIONS
 from enginewright.runtime.doctor.needs import kv_bytes_per_token, needs
+from enginewright.runtime.errors import ArtifactError
 from enginewright.runtime.report.charts import Axes, bars, lines
 
 Bench = Mapping[str, Any]
@@ -39,8 +41,9 @@ def content(asked: Asked, place: Path) -> dict[str, Any]:
     """The values of the page's template; ``place``: where the page will lie."""
     artifact = asked.artifact
     manifest, folder = artifact.manifest, artifact.path
-    build, lowering = _evidence(folder, "build.json"), _evidence(folder, "lowering.json")
     return {
+        **_build(folder),
+        **_lowering(folder),
         "manifest": manifest,
         "digest": artifact.digest(),
         "verdict": list(_verdict(manifest)),
@@ -49,18 +52,51 @@ def content(asked: Asked, place: Path) -> dict[str, Any]:
         "plots": dict(_plots(asked)),
         "bench": list(asked.bench),
         "engines": [_engine(manifest, engine) for engine in manifest.engines],
-        "stages": build.get("stages", {}),
-        "passes": list(_passes(lowering.get("passes", []))),
-        "operations": _operations(lowering.get("passes", [])),
-        "matrices": _matrices(lowering.get("matrices", {})),
         "manifest_link": _link(folder / MANIFEST_NAME, place),
         "links": {name: _link(folder / name, place) for name in manifest.files},
-        "size": sum(entry.size for entry in manifest.files.values()),
+        "size": manifest.total_bytes,
     }
 
 
 def _link(path: Path, place: Path) -> str:
     return Path(os.path.relpath(path.resolve(), place.resolve().parent)).as_posix()
+
+
+def _build(folder: Path) -> dict[str, Any]:
+    with _read(folder, "build.json") as build:
+        stages = build.get("stages", {})
+        return {"stages": {name: _stage(each) for name, each in stages.items()}}
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seconds": float(stage["seconds"]),
+        "anonymous_growth_bytes": float(stage["anonymous_growth_bytes"]),
+        "cached": bool(stage.get("cached")),
+    }
+
+
+def _lowering(folder: Path) -> dict[str, Any]:
+    with _read(folder, "lowering.json") as lowering:
+        passes = lowering.get("passes", [])
+        return {
+            "passes": list(_passes(passes)),
+            "operations": _operations(passes),
+            "matrices": _matrices(lowering.get("matrices", {})),
+        }
+
+
+@contextlib.contextmanager
+def _read(folder: Path, name: str) -> Iterator[Mapping[str, Any]]:
+    """The evidence of that name, which no hash covers; raises ArtifactError where what is made of
+    it fails."""
+    try:
+        yield _evidence(folder, name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{folder / 'evidence' / name}: is not what a build writes ({error!r}); remove it, "
+            f"which leaves that part of the page out, or build the artifact again"
+        ) from error
 
 
 def _evidence(folder: Path, name: str) -> Mapping[str, Any]:

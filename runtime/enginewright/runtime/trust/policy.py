@@ -125,6 +125,11 @@ def _texts(data: Mapping[str, Any], name: str, where: str) -> tuple[str, ...] | 
     given = data.get(name)
     if given is None and name not in data:
         return None
-    if not isinstance(given, (list, tuple)) or not all(isinstance(t, (str, Path)) for t in given):
+    if not isinstance(given, (list, tuple)):
         raise SettingsError(f"{where}: {name}: {given!r:.80} is not legal; it must be a list")
+    for one in given:
+        if not isinstance(one, (str, Path)):
+            raise SettingsError(
+                f"{where}: {name}: {one!r:.80} is not legal; each of the list must be a text"
+            )
     return tuple(str(text) for text in given)

@@ -16,7 +16,10 @@ from enginewright.runtime.trust.keys import key_id, public_key
 from enginewright.runtime.trust.provenance import payload, subject_of
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 SIGNATURES = "evidence/signatures"
 _SUFFIX = ".dsse.json"
@@ -30,7 +33,7 @@ def sign(artifact: Artifact, key: Ed25519PrivateKey) -> Path:
     """
     told = payload(artifact.manifest, _digest_of(artifact))
     envelope = Envelope.sign(told, IN_TOTO, key)
-    path = artifact.path / SIGNATURES / f"{key_id(key.public_key())[:16]}{_SUFFIX}"
+    path = artifact.evidence(f"{SIGNATURES}/{_name(key.public_key())}")
     try:
         write_text(path, envelope.to_json())
     except OSError as error:
@@ -49,13 +52,16 @@ def check_signature(artifact: Artifact, key_files: Sequence[Path]) -> str:
     keys = [public_key(path) for path in key_files]
     digest = _digest_of(artifact)
     met = []
-    for envelope in _envelopes(artifact.path):
+    paths = _paths(artifact.path, [_name(key) for key in keys])
+    for envelope in _envelopes(paths[:_MOST]):
         met += [name[:16] for name, _ in envelope.signatures]
         about = subject_of(envelope.payload) if envelope.payload_type == IN_TOTO else None
         if about == digest and (signer := envelope.signer(keys)) is not None:
             return signer
     wanted = ", ".join(key_id(key)[:16] for key in keys)
     found = f"signatures name {', '.join(met)}" if met else f"{SIGNATURES} holds no signature"
+    if paths[_MOST:]:
+        found += f" in the {_MOST} files that were read, and {len(paths) - _MOST} more were not"
     raise SignatureError(
         f"{artifact.path}: is not signed by a trusted key ({wanted}) as it is now: {found}. Take "
         f"the artifact from where it was signed, or sign it: enginewright sign"
@@ -70,9 +76,19 @@ def _digest_of(artifact: Artifact) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _envelopes(folder: Path) -> Iterator[Envelope]:
+def _name(key: Ed25519PublicKey) -> str:
+    return f"{key_id(key)[:16]}{_SUFFIX}"
+
+
+def _paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of signatures; those that ``sign`` would call so are the first."""
+    found = (folder / SIGNATURES).glob(f"*{_SUFFIX}")
+    return sorted(found, key=lambda path: (path.name not in names, path.name))
+
+
+def _envelopes(paths: Sequence[Path]) -> Iterator[Envelope]:
     """What can be read; a damaged one must not hide another."""
-    for path in sorted((folder / SIGNATURES).glob(f"*{_SUFFIX}"))[:_MOST]:
+    for path in paths:
         try:
             if path.stat().st_size <= _LARGEST:
                 yield Envelope.parse(path.read_text("utf-8"), str(path))

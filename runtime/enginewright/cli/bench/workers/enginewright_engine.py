@@ -11,15 +11,25 @@ from enginewright.runtime import LLM, SamplingParams
 class Engine:
     """See measure.py."""
 
-    def __init__(self, model: str, threads: int, rows: int, context: int, reuse: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        threads: int,
+        rows: int,
+        context: int,
+        reuse: bool,
+        allow_native_code: bool | None = None,
+    ) -> None:
         self._llm = LLM(
             model,
             threads=threads,
             max_batch=rows or None,
             max_context=context or None,
             enable_prefix_caching=reuse,
+            allow_native_code=allow_native_code,
             generation_config="vllm",
         )
+        self.plan = self._llm.plan
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         return [o.outputs[0].token_ids for o in self._llm.generate(prompts, _greedy(tokens))]

@@ -12,7 +12,8 @@ all of them greedy, end-of-sequence tokens ignored. Engines have environments of
 nothing here may import enginewright; numpy is in all of them.
 
 A workload (JSON, on stdin) has the fields ``task``, one of TASKS, ``model``, ``threads``, ``rows``,
-``context``, ``reuse``, and what the task names; the answer is one line of JSON.
+``context``, ``reuse``, and what the task names; ``options``, if given, has further arguments of the
+engine. The answer is one line of JSON; an engine that has several plans says which one it runs.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ def main() -> None:
     work = json.load(sys.stdin)
     started = time.perf_counter()
     engine = module.Engine(
-        work["model"], work["threads"], work["rows"], work["context"], work["reuse"]
+        work["model"],
+        work["threads"],
+        work["rows"],
+        work["context"],
+        work["reuse"],
+        **work.get("options", {}),
     )
     load = time.perf_counter() - started
-    print(json.dumps({"load_s": load, **TASKS[work["task"]](engine, work)}))
+    plan = {"plan": engine.plan} if hasattr(engine, "plan") else {}
+    print(json.dumps({"load_s": load, **plan, **TASKS[work["task"]](engine, work)}))
 
 
 def timed(run: Callable[[], Any]) -> float:
