@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from enginewright.builder.cells import Outcome, run_cells
+from enginewright.builder.cache import entries
+from enginewright.builder.cells import Order, Outcome, run_cells
 from enginewright.builder.junit import write_junit
 from enginewright.builder.matrix import Cell, is_matrix, load_cells
 from enginewright.cli.main import main
@@ -170,10 +173,60 @@ def test_a_cell_that_is_killed_fails_alone(
     monkeypatch.setenv("PYTHONPATH", search)
     cells = load_cells([write("a", target="cpu", precision="int8")])
     cells.append(Cell("b", "cpu", "fp16", skipped="no"))
-    killed, skipped = run_cells(cells, tmp_path / "out", jobs=2, tell=lambda line: None)
+    killed, skipped = run_cells(cells, Order(tmp_path / "out"), jobs=2, tell=lambda line: None)
     assert killed.status == "failed"
     assert "was ended by SIGKILL; was there enough memory?" in str(killed.message)
     assert skipped.status == "skipped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_table_ends_its_cells(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+):
+    scratch, output = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # so that no stage is quick
+    recipes = [str(write(name, target="cpu", precision="int8")) for name in ("a", "b")]
+    command = [sys.executable, "-m", "enginewright.cli", "build", *recipes, "--jobs", "2"]
+    with subprocess.Popen([*command, "-o", str(output)], start_new_session=True) as table:
+        try:
+            cells = waited_for(lambda: two_at_work(output))
+            assert len(list(scratch.glob("enginewright-cell-*"))) == 2
+        finally:
+            table.send_signal(number)
+    waited_for(lambda: not any(Path(f"/proc/{cell}").exists() for cell in cells))
+    assert list(scratch.glob("enginewright-cell-*")) == []
+    assert list(output.iterdir()) == []
+
+
+def two_at_work(output: Path) -> list[str]:
+    """The processes of the cells, once both have begun."""
+    found = [path.name.split(".")[2] for path in output.glob(".*.partial")]
+    return found if len(found) == 2 else []
+
+
+def waited_for(done: Callable[[], Any]) -> Any:
+    """What ``done`` returns, once that is true."""
+    deadline = time.monotonic() + 60
+    while not (found := done()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_cells_trim_the_cache(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = str(write("a", target="cpu", precision="int8"))
+    arguments = ["build", recipe, "-o", str(tmp_path / "out"), "--json", "--cache-limit", "0"]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 0, ran.stderr
+    assert entries() == []
 
 
 def test_junit_survives_control_characters(tmp_path: Path):

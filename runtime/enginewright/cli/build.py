@@ -122,6 +122,7 @@ def command(
             recipes,
             overrides,
             output,
+            cache_limit=cache_limit,
             jobs=jobs,
             on_ray=on_ray,
             junit=junit,

@@ -20,6 +20,7 @@ def build_table(
     overrides: Sequence[str],
     output: Path,
     *,
+    cache_limit: int,
     jobs: int,
     on_ray: bool,
     junit: Path | None,
@@ -27,15 +28,16 @@ def build_table(
     tell: Callable[[str], None],
 ) -> bool:
     """Build every cell, print the table, and say whether none failed."""
-    from enginewright.builder.cells import outcome_data, run_cells, run_on_ray
+    from enginewright.builder.cells import Order, outcome_data, run_cells, run_on_ray
     from enginewright.builder.junit import write_junit
     from enginewright.builder.matrix import load_cells
 
     cells = load_cells(recipes, overrides)
+    order = Order(output, cache_limit)
     if on_ray:
-        outcomes = run_on_ray(cells, output, tell=tell)
+        outcomes = run_on_ray(cells, order, tell=tell)
     else:
-        outcomes = run_cells(cells, output, jobs=jobs, tell=tell)
+        outcomes = run_cells(cells, order, jobs=jobs, tell=tell)
     if junit is not None:
         write_junit(outcomes, junit)
     passed = all(outcome.status != "failed" for outcome in outcomes)
