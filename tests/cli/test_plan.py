@@ -93,5 +93,8 @@ def test_the_cache_is_listed_and_trimmed(tmp_path: Path, monkeypatch: pytest.Mon
     assert told["total_bytes"] == 2000
     assert {entry["inputs"]["name"] for entry in told["entries"]} == {"a", "b"}
     trimmed = run("cache", "gc", "--max-size", "1.5kB")
+    (tmp_path / "enginewright" / "stages" / "export" / ".abc.partial").mkdir()
+    assert "leftover" in run("cache", "ls").stdout.splitlines()[-2]
+    assert [each["key"] for each in json.loads(run("cache", "ls", "--json").stdout)["leftovers"]]
     assert trimmed.stdout == "removed 1 entries, 1.0 kB; 1 stay, 1.0 kB\n"
-    assert run("cache", "gc", "--max-size", "0").stdout.startswith("removed 1 entries")
+    assert run("cache", "gc", "--max-size", "0").stdout.startswith("removed 1 entries and 1 leftovers")
