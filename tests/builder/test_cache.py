@@ -206,7 +206,10 @@ def killed_maker(cache: Path) -> None:
 def test_leftovers_are_told_and_collected_locks_too(cache: Path) -> None:
     killed_maker(cache)
     made_with(INPUTS)[1].joinpath("entry.json").write_text("{")
-    assert sorted((each.stage, each.size) for each in leftovers()) == [("compile", 9), ("export", 4)]
+    assert sorted((each.stage, each.size) for each in leftovers()) == [
+        ("compile", 9),
+        ("export", 4),
+    ]
     assert entries() == []
     _, kept = made_with({"n": "1"})
     assert sorted(each.stage for each in collect(8)) == ["compile", "export"]

@@ -97,4 +97,6 @@ def test_the_cache_is_listed_and_trimmed(tmp_path: Path, monkeypatch: pytest.Mon
     assert "leftover" in run("cache", "ls").stdout.splitlines()[-2]
     assert [each["key"] for each in json.loads(run("cache", "ls", "--json").stdout)["leftovers"]]
     assert trimmed.stdout == "removed 1 entries, 1.0 kB; 1 stay, 1.0 kB\n"
-    assert run("cache", "gc", "--max-size", "0").stdout.startswith("removed 1 entries and 1 leftovers")
+    assert run("cache", "gc", "--max-size", "0").stdout.startswith(
+        "removed 1 entries and 1 leftovers"
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginewright.builder.lock import Lock, engine_rows, machine
+from enginewright.builder.lock import EngineRow, Lock, machine
 from enginewright.builder.publish import hash_files
 from enginewright.builder.source import Source
 from enginewright.builder.stage_inputs import tool_versions
@@ -57,8 +57,8 @@ class Made:
             source_digest=self.subject.source.digest,
             tools=self.tools,
             machine=machine(),
-            engines=engine_rows(self.engines),
-            tuning=None if self.tuning is None else vars(self.tuning),
+            engines=tuple(map(EngineRow.model_validate, self.engines)),
+            tuning=self.tuning,
         )
 
     def write(self, folder: Path) -> Manifest:

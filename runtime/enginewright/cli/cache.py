@@ -67,8 +67,9 @@ def remove_entries(max_size: int) -> None:
 
     removed = collect(max_size)
     kept, used = entries(), sum(isinstance(each, Entry) for each in removed)
+    freed = sum(each.size for each in removed)
     click.echo(
-        f"removed {_counted(used, len(removed) - used)}, {size(sum(entry.size for entry in removed))}; "
+        f"removed {_counted(used, len(removed) - used)}, {size(freed)}; "
         f"{len(kept)} stay, {size(sum(entry.size for entry in kept))}"
     )
 
