@@ -91,7 +91,19 @@ def test_drift_of_the_recipe_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("field", ["source_digest", "machine", "tools.torch", "tools.c++"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "source_digest",
+        "machine",
+        "tools.torch",
+        "tools.python",
+        "tools.protobuf",
+        "tools.code builder/",
+        "tools.code plugins/",
+        "tools.c++",
+    ],
+)
 def test_drift_of_anything_else_is_named(
     checkpoint: Path, artifact: Path, tmp_path: Path, field: str
 ):
