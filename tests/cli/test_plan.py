@@ -52,6 +52,8 @@ def test_what_does_not_fit_is_said_and_exits_1(write: Callable[..., str]):
     assert ran.exit_code == 1
     assert "does not fit: memory to serve: " in ran.stdout
     assert "no context would fit" in ran.stdout
+    ran = run("plan", write(target="cpu", precision="int8"), "--memory", "1")
+    assert "tokens, 1 B given" in ran.stdout
 
 
 def test_each_cell_of_a_matrix_and_each_variant_is_planned(write: Callable[..., str]):
