@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,7 +37,10 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell. ``cached``: the stages that were taken from the cache."""
+    """What became of a cell. ``cached``: the stages that were taken from the cache.
+
+    ``device``: "not run" where the engine was checked by its graph, for want of its device.
+    """
 
     name: str
     target: str
@@ -48,14 +51,19 @@ class Outcome:
     size: int | None = None
     cached: tuple[str, ...] = field(default=())
     message: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
 class Order:
-    """Where cells go and how they are built; ``cache_limit``: as of ``build``."""
+    """Where cells go and how they are built: ``cache_limit`` is as of ``build``.
+
+    ``locks``: a folder with a lock for each cell.
+    """
 
     output: Path
     cache_limit: int = DEFAULT_LIMIT
+    locks: Path | None = None
 
 
 def run_cells(cells: Sequence[Cell], order: Order, *, jobs: int, tell: Tell) -> list[Outcome]:
@@ -154,7 +162,12 @@ def _built(cell: Cell, seconds: float, path: Path) -> Outcome:
         str(path),
         sum(files.values()),
         tuple(dict.fromkeys(_cached(path.glob("evidence/**/build.json")))),
+        device=_device(manifest["conformance"].values()),
     )
+
+
+def _device(found: Iterable[Mapping[str, Any]]) -> str | None:
+    return "not run" if any(each.get("device") == "not run" for each in found) else None
 
 
 def _cached(records: Iterable[Path]) -> list[str]:
@@ -188,12 +201,13 @@ def main(job: str, answer: str) -> None:
     asked = json.loads(Path(job).read_text("utf-8"))
     told: dict[str, str | None] = {"error": None, "path": None}
     try:
-        recipe = make_recipe(asked["recipe"])
+        recipe, locks = make_recipe(asked["recipe"]), asked["locks"]
         path = build(
             recipe,
             Path(asked["output"]),
             progress=lambda line: print(line, flush=True),
             cache_limit=asked["cache_limit"],
+            locked=None if locks is None else Path(locks),
         )
         told["path"] = str(path)
     except EnginewrightError as error:

@@ -4,7 +4,8 @@
 |----------------|----------------------------------------------------------------------------|
 | recipe         | the recipe, thresholds of its precision included                           |
 | source_digest  | every file of the source                                                   |
-| tools          | versions of the distributions and of the compiler                          |
+| tools          | versions of Python, the distributions and the compiler; digests of the     |
+|                | builder's and the plugins' own code                                        |
 | machine        | platform and vector instructions, on which the last digits of floats hang  |
 | engines        | in the order of preference: plan, fingerprint, whether bytes repeat        |
 | tuning         | the times behind that order, where --tune measured it                      |
@@ -89,6 +90,23 @@ class Lock(BaseModel):
 def machine() -> str:
     """Platform and vector instructions: what the last digits of floating point depend on."""
     return f"{this_platform()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def lock_in(folder: Path, name: str) -> Path:
+    """Where a folder has the lock of what is called so; a lock, or an artifact, is its own.
+
+    Raises BuildError.
+    """
+    if not folder.is_dir() or (folder / LOCK_NAME).is_file():
+        return folder
+    places = (folder / f"{name}.lock.json", folder / name / LOCK_NAME)
+    for place in places:
+        if place.is_file():
+            return place
+    raise BuildError(
+        f"{folder} has no lock of {name}: {places[0].name} or {name}/{LOCK_NAME} is wanted there; "
+        f"build once without --locked for one"
+    )
 
 
 def read_lock(place: Path) -> Lock:

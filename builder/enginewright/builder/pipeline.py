@@ -14,7 +14,7 @@ from enginewright.builder.cache import DEFAULT_LIMIT, collect
 from enginewright.builder.evidence import write_evidence
 from enginewright.builder.export import attach_weights
 from enginewright.builder.history import remember_build
-from enginewright.builder.lock import Lock, read_lock
+from enginewright.builder.lock import Lock, lock_in, read_lock
 from enginewright.builder.memory import passing_over_older_objects
 from enginewright.builder.plan import plan
 from enginewright.builder.publish import EVIDENCE, staging, write_json
@@ -59,14 +59,16 @@ def build(
 
     ``debug_precision``: where conformance fails, compare layer by layer, and say where it starts.
     ``tuned``: the plan that is the fastest on this machine is preferred, not the target's first.
-    ``locked``: a lock.json, or an artifact that has one; what differs from it is refused by name.
+    ``locked``: a lock.json, an artifact that has one, or a folder of either, as ``lock_in`` finds
+    it; what differs from it is refused by name.
     ``explain`` hears why each stage ran or was taken from the cache, which may hold
     ``cache_limit`` bytes in the end.
     Raises BuildError (and below); whatever fails, an artifact of an earlier build stays as it was.
     """
     place = output / recipe.name
     debug = output / f"{recipe.name}.debug" if debug_precision else None
-    how = How(debug, tuned, locked, None if locked is None else read_lock(locked))
+    where = None if locked is None else lock_in(locked, recipe.name)
+    how = How(debug, tuned, where, None if where is None else read_lock(where))
     with passing_over_older_objects(), staging(output, recipe.name, progress) as folder:
         run = Run(progress, explain)
         made = (_make_set if recipe.variants else make)(recipe, folder, run, how, place)

@@ -27,7 +27,7 @@ def list_entries(as_json: bool) -> None:
     from enginewright.builder.cache import entries, leftovers
 
     found, left = entries(), leftovers()
-    total = sum(each.size for each in (*found, *left))
+    total = sum(entry.size for entry in found) + sum(each.size for each in left)
     if as_json:
         rows: list[dict[str, Any]] = [
             {
