@@ -18,6 +18,7 @@ from enginewright.builder.cache import (
     collect,
     digest,
     entries,
+    leftovers,
     place_file,
 )
 from enginewright.builder.publish import staging
@@ -189,6 +190,34 @@ def test_what_a_killed_maker_left_is_removed_and_told(cache: Path) -> None:
         "made",
     ]
     assert not list(cache.glob("stages/export/.*.partial"))
+
+
+def killed_maker(cache: Path) -> None:
+    with _start(60) as process:
+        waited = time.monotonic() + 30
+        while not list(cache.glob("stages/export/.*.partial/half")):
+            assert time.monotonic() < waited
+            time.sleep(0.01)
+        assert leftovers() == []  # it is at work
+        assert collect(0) == []
+        process.send_signal(signal.SIGKILL)
+
+
+def test_leftovers_are_told_and_collected_locks_too(cache: Path) -> None:
+    killed_maker(cache)
+    made_with(INPUTS)[1].joinpath("entry.json").write_text("{")
+    assert sorted((each.stage, each.size) for each in leftovers()) == [
+        ("compile", 9),
+        ("export", 4),
+    ]
+    assert entries() == []
+    _, kept = made_with({"n": "1"})
+    assert sorted(each.stage for each in collect(8)) == ["compile", "export"]
+    assert leftovers() == []
+    assert [entry.folder for entry in entries()] == [kept]
+    assert [path.name for path in cache.rglob("*.lock")] == [f".{kept.name}.lock"]
+    collect(0)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 _NO_SPACE = """

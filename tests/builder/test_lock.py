@@ -55,10 +55,10 @@ def test_the_lock_pins_recipe_source_tools_machine_and_engines(artifact: Path):
     lock, manifest = read_lock(artifact), Artifact.open(artifact).manifest
     assert lock.source_digest == manifest.source.digest
     assert lock.tools == manifest.tools
-    assert [row["fingerprint"] for row in lock.engines] == [
+    assert [row.fingerprint for row in lock.engines] == [
         entry.fingerprint for entry in manifest.engines
     ]
-    assert all(row["reproducible"] for row in lock.engines)
+    assert all(row.reproducible for row in lock.engines)
     assert ("c++" in lock.tools) == (find_compiler() is not None)
 
 
@@ -91,7 +91,19 @@ def test_drift_of_the_recipe_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("field", ["source_digest", "machine", "tools.torch", "tools.c++"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "source_digest",
+        "machine",
+        "tools.torch",
+        "tools.python",
+        "tools.protobuf",
+        "tools.code builder/",
+        "tools.code plugins/",
+        "tools.c++",
+    ],
+)
 def test_drift_of_anything_else_is_named(
     checkpoint: Path, artifact: Path, tmp_path: Path, field: str
 ):
@@ -140,6 +152,30 @@ def test_what_is_no_lock_is_refused(tmp_path: Path, content: str):
         read_lock(place)
     with pytest.raises(BuildError, match="no lock can be read here"):
         read_lock(tmp_path / "elsewhere.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"engines": {}}, "engines: it must be a list"),
+        ({"engines": None}, "engines: None is not legal: it must be a list"),
+        ({"engines": [{}]}, "engines.0.plan: missing"),
+        ({"tuning": {"x": 1}}, "tuning.processor: missing"),
+        ({"recipe": 5}, "recipe: 5 is not legal: it must be a mapping"),
+        ({"tools": [1]}, "tools: [1] is not legal: it must be a mapping"),
+        ({"machines": "x"}, "machines: unknown key; did you mean machine?"),
+    ],
+)
+def test_a_wrong_field_of_a_lock_is_named_before_the_build(
+    checkpoint: Path, artifact: Path, tmp_path: Path, changes: dict[str, Any], said: str
+):
+    lock = tmp_path / "lock.json"
+    lock.write_text(json.dumps(json.loads((artifact / "lock.json").read_text()) | changes))
+    with pytest.raises(BuildError) as caught:
+        build(recipe_for(checkpoint), tmp_path / "out", progress=quietly, locked=lock)
+    assert said in str(caught.value)
+    assert "Lock" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 _BUILD = """

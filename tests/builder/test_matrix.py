@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from enginewright.builder.cells import Outcome, run_cells
+from enginewright.builder.cache import entries
+from enginewright.builder.cells import Order, Outcome, outcome_data, run_cells
 from enginewright.builder.junit import write_junit
 from enginewright.builder.matrix import Cell, is_matrix, load_cells
+from enginewright.cli.build_table import _page
 from enginewright.cli.main import main
 from enginewright.runtime.errors import RecipeError
 
@@ -170,10 +175,60 @@ def test_a_cell_that_is_killed_fails_alone(
     monkeypatch.setenv("PYTHONPATH", search)
     cells = load_cells([write("a", target="cpu", precision="int8")])
     cells.append(Cell("b", "cpu", "fp16", skipped="no"))
-    killed, skipped = run_cells(cells, tmp_path / "out", jobs=2, tell=lambda line: None)
+    killed, skipped = run_cells(cells, Order(tmp_path / "out"), jobs=2, tell=lambda line: None)
     assert killed.status == "failed"
     assert "was ended by SIGKILL; was there enough memory?" in str(killed.message)
     assert skipped.status == "skipped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_table_ends_its_cells(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+):
+    scratch, output = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # so that no stage is quick
+    recipes = [str(write(name, target="cpu", precision="int8")) for name in ("a", "b")]
+    command = [sys.executable, "-m", "enginewright.cli", "build", *recipes, "--jobs", "2"]
+    with subprocess.Popen([*command, "-o", str(output)], start_new_session=True) as table:
+        try:
+            cells = waited_for(lambda: two_at_work(output))
+            assert len(list(scratch.glob("enginewright-cell-*"))) == 2
+        finally:
+            table.send_signal(number)
+    waited_for(lambda: not any(Path(f"/proc/{cell}").exists() for cell in cells))
+    assert list(scratch.glob("enginewright-cell-*")) == []
+    assert list(output.iterdir()) == []
+
+
+def two_at_work(output: Path) -> list[str]:
+    """The processes of the cells, once both have begun."""
+    found = [path.name.split(".")[2] for path in output.glob(".*.partial")]
+    return found if len(found) == 2 else []
+
+
+def waited_for(done: Callable[[], Any]) -> Any:
+    """What ``done`` returns, once that is true."""
+    deadline = time.monotonic() + 60
+    while not (found := done()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_cells_trim_the_cache(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = str(write("a", target="cpu", precision="int8"))
+    arguments = ["build", recipe, "-o", str(tmp_path / "out"), "--json", "--cache-limit", "0"]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 0, ran.stderr
+    assert entries() == []
 
 
 def test_junit_survives_control_characters(tmp_path: Path):
@@ -207,6 +262,74 @@ def test_cells_as_tasks_of_ray(write: Callable[..., Path], tmp_path: Path):
     assert (built["status"], failed["status"]) == ("built", "failed")
     assert (tmp_path / "out" / "a" / "manifest.json").exists()
     assert "mean KL" in failed["message"]
+
+
+def test_a_device_that_did_not_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    outcome = Outcome("a", "cuda", "fp16", "built", device="not run")
+    assert outcome_data(outcome)["device"] == "not run"
+    write_junit([outcome], tmp_path / "junit.xml")
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suite.get("failures") == "0"
+    (said,) = suite.iter("system-out")
+    assert str(said.text).startswith("built, device not run")
+    assert "built, device not run" in _page([outcome])
+
+
+def test_a_cell_for_a_gpu_says_that_it_did_not_run(write: Callable[..., Path], tmp_path: Path):
+    recipe = write("a", target="cuda", precision="fp16", conformance={"fp16": LOOSE})
+    ran = CliRunner().invoke(main, ["build", str(recipe), "-o", str(tmp_path / "out"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["cells"][0]["device"] == "not run"
+
+
+def test_a_source_alone_is_told_as_a_table(checkpoint: Path, tmp_path: Path):
+    junit = tmp_path / "ci" / "junit.xml"
+    arguments = ["build", "--source", str(checkpoint), "--set", "target=cpu", "--json"]
+    for loose in ("min_top1_agreement=0.2", "max_mean_kl=3.0", "max_perplexity_increase=2.0"):
+        arguments += ["--set", f"conformance.int8.{loose}"]
+    ran = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "o"), "--junit", str(junit)])
+    assert ran.exit_code == 0, ran.output
+    (cell,) = json.loads(ran.stdout)["cells"]
+    assert (cell["name"], cell["status"]) == (f"{checkpoint.name}-cpu-int8", "built")
+    assert ElementTree.parse(junit).getroot().get("tests") == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--junit", "/proc/nope/x.xml"], "--junit /proc/nope/x.xml: /proc/nope cannot be made"),
+        (["--ray", "--jobs", "2"], "--jobs is for cells of this machine"),
+        (["--json", "--tune"], "not with --json"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_before_a_cell_is_built(
+    write: Callable[..., Path], tmp_path: Path, arguments: list[str], said: str
+):
+    recipe = str(write("a", target="cpu", precision="int8"))
+    ran = CliRunner().invoke(main, ["build", recipe, "-o", str(tmp_path / "out"), *arguments])
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_cell_is_held_to_its_own_lock(write: Callable[..., Path], tmp_path: Path):
+    recipes = [str(write(name, target="cpu", precision="int8")) for name in ("a", "b")]
+    first, again = tmp_path / "first", ["build", *recipes, "-o", str(tmp_path / "again"), "--json"]
+    ran = CliRunner().invoke(main, ["build", *recipes, "-o", str(first)])
+    assert ran.exit_code == 0, ran.output
+    shutil.copy(first / "b" / "lock.json", first / "b.lock.json")
+    shutil.rmtree(first / "b")
+    ran = CliRunner().invoke(main, [*again, "--locked", str(first)])
+    assert ran.exit_code == 0, ran.output
+    ran = CliRunner().invoke(
+        main, [*again, "--locked", str(first), "--set", "limits.max_context=32"]
+    )
+    assert [cell["status"] for cell in json.loads(ran.stdout)["cells"]] == ["failed", "failed"]
+    assert "recipe.limits.max_context: 64 is locked, 32 is here" in ran.stdout
+    (first / "b.lock.json").unlink()
+    ran = CliRunner().invoke(main, [*again, "--locked", str(first)])
+    assert ran.exit_code == 1
+    assert "has no lock of b: b.lock.json or b/lock.json is wanted there" in ran.stderr
 
 
 def test_options_for_one_recipe_are_refused_with_several(write: Callable[..., Path]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_what_is_no_artifact_is_never_replaced(tmp_path, kind):
 
 
 _NO_SPACE = """
-import resource, signal, sys
+import resource, shutil, signal, sys
 from pathlib import Path
 from enginewright.builder.publish import staging
 from enginewright.runtime.errors import BuildError
@@ -75,19 +76,26 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     with staging(Path(sys.argv[1]), "a") as folder:
+        if len(sys.argv) > 2:
+            shutil.copyfile(sys.argv[2], folder / "weights.bin")
         (folder / "weights.bin").write_bytes(bytes(8192))
 except BuildError as error:
     print(error)
 """
 
 
-def test_no_space_left_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize("copied", [False, True])
+def test_no_space_left_is_a_clear_error(tmp_path: Path, copied: bool):
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.write_bytes(bytes(8192))
+    arguments = [str(output), *([str(source)] if copied else [])]
     ran = subprocess.run(
-        [sys.executable, "-c", _NO_SPACE, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _NO_SPACE, *arguments], capture_output=True, text=True, check=True
     )
     assert "no space left" in ran.stdout
-    assert str(tmp_path) in ran.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert str(output) in ran.stdout
+    assert str(source) not in ran.stdout
+    assert list(output.iterdir()) == []
 
 
 _KILLED = """

@@ -52,6 +52,8 @@ def test_what_does_not_fit_is_said_and_exits_1(write: Callable[..., str]):
     assert ran.exit_code == 1
     assert "does not fit: memory to serve: " in ran.stdout
     assert "no context would fit" in ran.stdout
+    ran = run("plan", write(target="cpu", precision="int8"), "--memory", "1")
+    assert "tokens, 1 B given" in ran.stdout
 
 
 def test_each_cell_of_a_matrix_and_each_variant_is_planned(write: Callable[..., str]):
@@ -93,5 +95,10 @@ def test_the_cache_is_listed_and_trimmed(tmp_path: Path, monkeypatch: pytest.Mon
     assert told["total_bytes"] == 2000
     assert {entry["inputs"]["name"] for entry in told["entries"]} == {"a", "b"}
     trimmed = run("cache", "gc", "--max-size", "1.5kB")
+    (tmp_path / "enginewright" / "stages" / "export" / ".abc.partial").mkdir()
+    assert "leftover" in run("cache", "ls").stdout.splitlines()[-2]
+    assert [each["key"] for each in json.loads(run("cache", "ls", "--json").stdout)["leftovers"]]
     assert trimmed.stdout == "removed 1 entries, 1.0 kB; 1 stay, 1.0 kB\n"
-    assert run("cache", "gc", "--max-size", "0").stdout.startswith("removed 1 entries")
+    assert run("cache", "gc", "--max-size", "0").stdout.startswith(
+        "removed 1 entries and 1 leftovers"
+    )

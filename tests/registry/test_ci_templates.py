@@ -27,20 +27,24 @@ PROGRAMS = ("sh", "bash", "basename", "mktemp", "rm")
 
 
 def github() -> Iterator[str]:
-    """The scripts of the workflow, but for the one that installs."""
-    workflow = yaml.safe_load((CI / "github-actions.yml").read_text("utf-8"))
-    for step in workflow["jobs"]["engines"]["steps"]:
-        if "run" in step and step["name"] != "Install":
+    """The scripts of the workflow, but for those that install and log in."""
+    for step in github_job()["steps"]:
+        if "run" in step and step["name"] not in ("Install", "Log in"):
             yield step["run"]
 
 
+def github_job() -> Any:
+    """The job of the workflow."""
+    return yaml.safe_load((CI / "github-actions.yml").read_text("utf-8"))["jobs"]["engines"]
+
+
 def gitlab() -> Iterator[str]:
-    """The scripts of the jobs, stage by stage."""
+    """The scripts of the jobs, stage by stage, without the login."""
     pipeline = yaml.safe_load((CI / "gitlab-ci.yml").read_text("utf-8"))
     for stage in pipeline["stages"]:
         jobs = (job for job in pipeline.values() if isinstance(job, dict))
         for job in (job for job in jobs if job.get("stage") == stage):
-            yield "\n".join(job["script"])
+            yield "\n".join(part for part in job["script"] if part != pipeline[".login"])
 
 
 @pytest.fixture
@@ -63,6 +67,7 @@ def project(make_checkpoint: Any, tmp_path: Path) -> Path:
         check=True,
         capture_output=True,
     )
+    write_public_key(folder / "key.pem", folder / "release.pub")
     command = folder / "bin" / "enginewright"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m enginewright.cli "$@"\n')
@@ -72,6 +77,10 @@ def project(make_checkpoint: Any, tmp_path: Path) -> Path:
         assert found is not None, name
         command.with_name(name).symlink_to(found)
     return folder
+
+
+def write_public_key(pem: Path, place: Path) -> None:
+    subprocess.run(["openssl", "pkey", "-in", pem, "-pubout", "-out", place], check=True)
 
 
 def run_all(scripts: Iterator[str], project: Path, registry: str, key: str) -> str | None:
@@ -107,8 +116,7 @@ def test_the_road_of_a_template(
     pem = project / "key.pem"
     key = pem.read_text("utf-8").strip() if template is github else str(pem)
     assert run_all(template(), project, registry, key) is None, "nothing is deployed yet"
-    public = tmp_path / "key.pub"
-    subprocess.run(["openssl", "pkey", "-in", pem, "-pubout", "-out", public], check=True)
+    public = project / "release.pub"
     for tag in ("deployed", "0123abc"):
         arguments = ["pull", f"oci://{registry}/engines/tiny:{tag}", "-o", str(tmp_path / tag)]
         pulled = CliRunner().invoke(main, [*arguments, "--require-signature", str(public)])
@@ -119,6 +127,35 @@ def test_the_road_of_a_template(
     said = run_all(template(), project, registry, key)
     assert said is not None
     assert "plain.max_context is lower: 128 in A, 64 in B" in said
+
+
+def test_only_the_step_that_needs_a_secret_of_github_sees_it() -> None:
+    job = github_job()
+    steps = {step["name"]: step for step in job["steps"] if "name" in step}
+    assert "secrets." not in str(job["env"])
+    seeing = {name: step["env"] for name, step in steps.items() if "secrets." in str(step)}
+    assert {name: list(env) for name, env in seeing.items()} == {
+        "Log in": ["REGISTRY_TOKEN"],
+        "Sign and push": ["SIGNING_KEY"],
+    }
+    for name in ("Log in", "Hold them to the gate"):
+        assert "head.repo.full_name == github.repository" in steps[name]["if"], "not for forks"
+
+
+def test_only_jobs_of_gitlab_that_use_the_registry_log_in() -> None:
+    pipeline = yaml.safe_load((CI / "gitlab-ci.yml").read_text("utf-8"))
+    jobs = {name: job for name, job in pipeline.items() if isinstance(job, dict)}
+    logging_in = [name for name, job in jobs.items() if pipeline[".login"] in job.get("script", ())]
+    assert logging_in == ["gate", "promote"]
+    assert "CI_REGISTRY_PASSWORD" not in str(jobs["default"])
+    assert pipeline["gate"]["rules"][0]["when"] == "never", "not for forks"
+
+
+def test_the_templates_name_where_the_package_comes_from() -> None:
+    for name in ("github-actions.yml", "gitlab-ci.yml"):
+        text = (CI / name).read_text("utf-8")
+        assert 'pip install "$PACKAGE"' in text
+        assert "not on PyPI" in text
 
 
 def test_the_gate_and_the_policy_of_the_documentation_are_legal() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enginewright.builder.lock import Lock, engine_rows, machine
+from enginewright.builder.lock import EngineRow, Lock, machine
 from enginewright.builder.publish import hash_files
 from enginewright.builder.source import Source
-from enginewright.builder.stage_inputs import tool_versions
+from enginewright.builder.stage_inputs import code_of_folder, tool_versions
 from enginewright.builder.subject import Subject
 from enginewright.runtime.artifact.manifest import (
     MANIFEST_NAME,
@@ -21,6 +22,7 @@ from enginewright.runtime.artifact.manifest import (
     TuningEntry,
 )
 
+_PYTHON = {"python": platform.python_version()}
 _SAMPLING_KEYS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -48,7 +50,7 @@ class Made:
         if self.joined_tools is not None:
             return dict(self.joined_tools)
         own = self.subject.target.tools(self.engines) if self.engines else {}
-        return tool_versions() | dict(own)
+        return _PYTHON | tool_versions() | _sources() | dict(own)
 
     def lock(self) -> Lock:
         """As it stands now."""
@@ -57,8 +59,8 @@ class Made:
             source_digest=self.subject.source.digest,
             tools=self.tools,
             machine=machine(),
-            engines=engine_rows(self.engines),
-            tuning=None if self.tuning is None else vars(self.tuning),
+            engines=tuple(map(EngineRow.model_validate, self.engines)),
+            tuning=self.tuning,
         )
 
     def write(self, folder: Path) -> Manifest:
@@ -86,6 +88,11 @@ class Made:
             conformance=self.conformance,
             tuning=self.tuning,
         )
+
+
+def _sources() -> dict[str, str]:
+    """Digests of our own code: one version number has many."""
+    return code_of_folder("enginewright.builder") | code_of_folder("enginewright.plugins")
 
 
 def _sampling_defaults(source: Source) -> dict[str, SamplingDefault]:

@@ -81,6 +81,17 @@ class Entry:
         return None
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """A folder of the cache that no build can use: half-made, or with a damaged record."""
+
+    stage: str
+    key: str
+    folder: Path
+    size: int
+    used: float
+
+
 def digest(inputs: Mapping[str, Any]) -> str:
     """SHA-256 of plain data, in hex, independent of the order of keys."""
     text = json.dumps(inputs, sort_keys=True, default=str)
@@ -172,21 +183,36 @@ def entries() -> list[Entry]:
     return sorted((each for each in found if each), key=lambda each: each.used, reverse=True)
 
 
-def collect(limit: int) -> list[Entry]:
-    """Remove what was not used for longest until ``limit`` bytes are left; what was removed.
+def leftovers() -> list[Leftover]:
+    """What ended builds left half-made, and what is damaged; a build at work holds none of it."""
+    found = []
+    for folder in _root().glob("*/*/"):
+        key = folder.name.removeprefix(".").removesuffix(".partial")
+        if folder.name == key and _read(folder) is not None:
+            continue
+        with _unheld(folder.with_name(key)) as free:
+            if free and folder.is_dir():
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                used = folder.stat().st_mtime
+                found.append(Leftover(folder.parent.name, key, folder, size, used))
+    return found
 
-    What a build holds at the moment stays.
+
+def collect(limit: int) -> list[Entry | Leftover]:
+    """Remove leftovers, and what was not used for longest until ``limit`` bytes are left.
+
+    Returns what was removed. What a build holds at the moment stays.
     """
-    held, removed = entries(), []
+    held = entries()
+    removed: list[Entry | Leftover] = [each for each in leftovers() if _remove(each)]
     total = sum(entry.size for entry in held)
     for entry in reversed(held):
         if total <= limit:
             break
-        with contextlib.suppress(Timeout), FileLock(_lock_file(entry.folder), timeout=0):
-            entry.folder.rename(_partial(entry.folder))
-            shutil.rmtree(_partial(entry.folder))
+        if _remove(entry):
             removed.append(entry)
             total -= entry.size
+    _remove_locks()
     return removed
 
 
@@ -241,6 +267,42 @@ def _fill(place: Path, inputs: Inputs, make: Make) -> None:
 
 def _file_entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, sha256_file(path))
+
+
+def _remove(each: Entry | Leftover) -> bool:
+    """Whether it was nobody's, and is gone."""
+    place = each.folder.with_name(each.key)
+    with _unheld(place) as free:
+        if not free or not each.folder.is_dir():
+            return False
+        if each.folder == place:
+            place.rename(_partial(place))
+        shutil.rmtree(_partial(place))
+    return True
+
+
+def _remove_locks() -> None:
+    """Those of entries that are gone; who waits for one finds out that it was removed."""
+    for path in _root().glob("*/.*.lock"):
+        place = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+        with _unheld(place) as free:
+            if free and not place.exists() and not _partial(place).exists():
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _unheld(place: Path) -> Iterator[bool]:
+    """Whether no build holds the entry; if so, none does until the end."""
+    lock = FileLock(_lock_file(place))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _lock_file(place: Path) -> Path:

@@ -11,14 +11,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from enginewright.builder.child_process import run_child
+from enginewright.builder.cache import DEFAULT_LIMIT
+from enginewright.builder.child_process import (
+    Lifeline,
+    end_with_parent,
+    leaving_on_sigterm,
+    run_child,
+)
 from enginewright.builder.matrix import Cell
 from enginewright.builder.recipe import make_recipe
 from enginewright.runtime.cores import available_cores
@@ -30,7 +37,10 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell. ``cached``: the stages that were taken from the cache."""
+    """What became of a cell. ``cached``: the stages that were taken from the cache.
+
+    ``device``: "not run" where the engine was checked by its graph, for want of its device.
+    """
 
     name: str
     target: str
@@ -41,17 +51,37 @@ class Outcome:
     size: int | None = None
     cached: tuple[str, ...] = field(default=())
     message: str | None = None
+    device: str | None = None
 
 
-def run_cells(cells: Sequence[Cell], output: Path, *, jobs: int, tell: Tell) -> list[Outcome]:
-    """Build the cells into ``output``, ``jobs`` at once; the outcomes in the cells' order."""
+@dataclass(frozen=True)
+class Order:
+    """Where cells go and how they are built: ``cache_limit`` is as of ``build``.
+
+    ``locks``: a folder with a lock for each cell.
+    """
+
+    output: Path
+    cache_limit: int = DEFAULT_LIMIT
+    locks: Path | None = None
+
+
+def run_cells(cells: Sequence[Cell], order: Order, *, jobs: int, tell: Tell) -> list[Outcome]:
+    """Build the cells, ``jobs`` at once; the outcomes in the cells' order.
+
+    However this process ends, those of the cells end too.
+    """
     threads = max(1, available_cores() // jobs)
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(lambda cell: run_cell(cell, output, tell, threads), cells))
+    with leaving_on_sigterm(), Lifeline() as lifeline, ThreadPoolExecutor(jobs) as pool:
+        try:
+            run = partial(run_cell, order=order, tell=tell, lifeline=lifeline, threads=threads)
+            return list(pool.map(run, cells))
+        finally:
+            lifeline.cut()
 
 
-def run_on_ray(cells: Sequence[Cell], output: Path, *, tell: Tell) -> list[Outcome]:
-    """The same as tasks of Ray, wherever it has workers; all of them must see ``output``.
+def run_on_ray(cells: Sequence[Cell], order: Order, *, tell: Tell) -> list[Outcome]:
+    """The same as tasks of Ray, wherever it has workers; all of them must see the output.
 
     The cluster is the one that RAY_ADDRESS names, else this machine. Raises MissingDependencyError
     without Ray.
@@ -67,7 +97,8 @@ def run_on_ray(cells: Sequence[Cell], output: Path, *, tell: Tell) -> list[Outco
         except ConnectionError as error:
             raise BuildError(f"--ray: no cluster at RAY_ADDRESS: {error}") from error
     task = ray.remote(num_cpus=1)(_ray_task)
-    waiting = {task.remote(cell, str(output.absolute())): cell for cell in cells}
+    order = replace(order, output=order.output.absolute())
+    waiting = {task.remote(cell, order): cell for cell in cells}
     found: dict[str, Outcome] = {}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
@@ -80,7 +111,9 @@ def run_on_ray(cells: Sequence[Cell], output: Path, *, tell: Tell) -> list[Outco
     return [found[cell.name] for cell in cells]
 
 
-def run_cell(cell: Cell, output: Path, tell: Tell, threads: int | None = None) -> Outcome:
+def run_cell(
+    cell: Cell, order: Order, tell: Tell, lifeline: Lifeline, threads: int | None = None
+) -> Outcome:
     """Build one cell in a process of its own and say what became of it; never raises for it."""
     if cell.recipe is None:
         return Outcome(cell.name, cell.target, cell.precision, "skipped", message=cell.skipped)
@@ -88,8 +121,14 @@ def run_cell(cell: Cell, output: Path, tell: Tell, threads: int | None = None) -
     with TemporaryDirectory(prefix="enginewright-cell-") as scratch:
         job, answer, said = (Path(scratch, name) for name in ("job", "outcome", "stderr"))
         recipe = cell.recipe.model_dump(mode="json", exclude_unset=True)
-        job.write_text(json.dumps({"recipe": recipe, "output": str(output)}), "utf-8")
-        status = _run(job, answer, said, threads, lambda line: tell(f"{cell.name}: {line}"))
+        asked = {"recipe": recipe, **asdict(order)}
+        job.write_text(json.dumps(asked, default=str), "utf-8")
+        command = [sys.executable, "-m", "enginewright.builder.cells", str(job), str(answer)]
+
+        def told_of(line: str) -> None:
+            tell(f"{cell.name}: {line}")
+
+        status = run_child(command, _environment(threads), said, told_of, lifeline)
         seconds = time.perf_counter() - started
         if not answer.exists():
             return _failed(cell, seconds, _death(status, said.read_text("utf-8", "replace")))
@@ -99,16 +138,16 @@ def run_cell(cell: Cell, output: Path, tell: Tell, threads: int | None = None) -
     return _built(cell, seconds, Path(told["path"]))
 
 
-def _ray_task(cell: Cell, output: str) -> Outcome:
-    return run_cell(cell, Path(output), lambda line: None)
+def _ray_task(cell: Cell, order: Order) -> Outcome:
+    with Lifeline() as lifeline:
+        return run_cell(cell, order, lambda line: None, lifeline)
 
 
-def _run(job: Path, answer: Path, said: Path, threads: int | None, tell: Tell) -> int:
-    command = [sys.executable, "-m", "enginewright.builder.cells", str(job), str(answer)]
+def _environment(threads: int | None) -> dict[str, str]:
     environment = dict(os.environ)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    return run_child(command, environment, said, tell)
+    return environment
 
 
 def _built(cell: Cell, seconds: float, path: Path) -> Outcome:
@@ -123,7 +162,12 @@ def _built(cell: Cell, seconds: float, path: Path) -> Outcome:
         str(path),
         sum(files.values()),
         tuple(dict.fromkeys(_cached(path.glob("evidence/**/build.json")))),
+        device=_device(manifest["conformance"].values()),
     )
+
+
+def _device(found: Iterable[Mapping[str, Any]]) -> str | None:
+    return "not run" if any(each.get("device") == "not run" for each in found) else None
 
 
 def _cached(records: Iterable[Path]) -> list[str]:
@@ -157,8 +201,14 @@ def main(job: str, answer: str) -> None:
     asked = json.loads(Path(job).read_text("utf-8"))
     told: dict[str, str | None] = {"error": None, "path": None}
     try:
-        recipe = make_recipe(asked["recipe"])
-        path = build(recipe, Path(asked["output"]), progress=lambda line: print(line, flush=True))
+        recipe, locks = make_recipe(asked["recipe"]), asked["locks"]
+        path = build(
+            recipe,
+            Path(asked["output"]),
+            progress=lambda line: print(line, flush=True),
+            cache_limit=asked["cache_limit"],
+            locked=None if locks is None else Path(locks),
+        )
         told["path"] = str(path)
     except EnginewrightError as error:
         told["error"] = str(error)
@@ -166,4 +216,5 @@ def main(job: str, answer: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent(Path(sys.argv[1]).parent)
     main(*sys.argv[1:])

@@ -36,8 +36,13 @@ def writing_to(folder: Path, name: str, remedy: str) -> Iterator[None]:
 
 
 def _is_about(error: OSError, folder: Path) -> bool:
-    """Writing to an open file names none; making a folder may fail at one above it."""
-    if not isinstance(error.filename, (str, bytes)):
+    """Writing to an open file names none; making a folder may fail at one above it.
+
+    A copy that ran out of space names its source first, and then what was being written.
+    """
+    copied = error.errno in _FULL and error.filename2 is not None
+    name = error.filename2 if copied else error.filename
+    if not isinstance(name, (str, bytes)):
         return True
-    path, wanted = Path(os.fsdecode(error.filename)).absolute(), folder.absolute()
+    path, wanted = Path(os.fsdecode(name)).absolute(), folder.absolute()
     return path.is_relative_to(wanted) or wanted.is_relative_to(path)

@@ -49,6 +49,11 @@ def load_cells(paths: Sequence[Path], overrides: Sequence[str] = ()) -> list[Cel
     return cells
 
 
+def cell_of(recipe: Recipe) -> Cell:
+    """A recipe as the one cell that it is."""
+    return Cell(recipe.name, recipe.target, recipe.precision, recipe)
+
+
 def is_matrix(path: Path, overrides: Sequence[str] = ()) -> bool:
     """Whether the recipe in the file has several cells."""
     return "matrix" in read_recipe(path, overrides)[0]
@@ -57,8 +62,7 @@ def is_matrix(path: Path, overrides: Sequence[str] = ()) -> bool:
 def _of_file(path: Path, overrides: Sequence[str]) -> Iterator[Cell]:
     data, where = read_recipe(path, overrides)
     if "matrix" not in data:
-        recipe = make_recipe(data, where)
-        yield Cell(recipe.name, recipe.target, recipe.precision, recipe)
+        yield cell_of(make_recipe(data, where))
         return
     axes = _axes(data.pop("matrix"), where)
     beside = [name for name in (*_AXES, "variants") if name in data]

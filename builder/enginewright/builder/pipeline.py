@@ -14,7 +14,7 @@ from enginewright.builder.cache import DEFAULT_LIMIT, collect
 from enginewright.builder.evidence import write_evidence
 from enginewright.builder.export import attach_weights
 from enginewright.builder.history import remember_build
-from enginewright.builder.lock import Lock, read_lock
+from enginewright.builder.lock import Lock, lock_in, read_lock
 from enginewright.builder.memory import passing_over_older_objects
 from enginewright.builder.plan import plan
 from enginewright.builder.publish import EVIDENCE, staging, write_json
@@ -40,6 +40,8 @@ class How:
     debug: Path | None = None
     tuned: bool = False
     locked: Path | None = None
+    lock: Lock | None = None
+    """What ``locked`` says."""
 
 
 def build(
@@ -57,14 +59,16 @@ def build(
 
     ``debug_precision``: where conformance fails, compare layer by layer, and say where it starts.
     ``tuned``: the plan that is the fastest on this machine is preferred, not the target's first.
-    ``locked``: a lock.json, or an artifact that has one; what differs from it is refused by name.
+    ``locked``: a lock.json, an artifact that has one, or a folder of either, as ``lock_in`` finds
+    it; what differs from it is refused by name.
     ``explain`` hears why each stage ran or was taken from the cache, which may hold
     ``cache_limit`` bytes in the end.
     Raises BuildError (and below); whatever fails, an artifact of an earlier build stays as it was.
     """
     place = output / recipe.name
     debug = output / f"{recipe.name}.debug" if debug_precision else None
-    how = How(debug, tuned, locked)
+    where = None if locked is None else lock_in(locked, recipe.name)
+    how = How(debug, tuned, where, None if where is None else read_lock(where))
     with passing_over_older_objects(), staging(output, recipe.name, progress) as folder:
         run = Run(progress, explain)
         made = (_make_set if recipe.variants else make)(recipe, folder, run, how, place)
@@ -80,7 +84,7 @@ def build(
 def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
     """Everything of an artifact but its appearance, which is at ``place``, into the folder."""
     with run.stage("source"):
-        subject, lock = _opened(recipe, how)
+        subject, lock = _opened(recipe, how), how.lock
         source, target = subject.source, subject.target
         source.write_tokenizer(folder)
     with run.stage("plan"):
@@ -104,7 +108,7 @@ def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
         interpreted = model if target.interpreted else None
         with _compared(target, model, reference, how.debug):
             found = stages.conformance(reference, folder, made.engines, interpreted)
-        made = replace(made, conformance=found, tuning=None if lock is None else lock.chosen)
+        made = replace(made, conformance=found, tuning=None if lock is None else lock.tuning)
     if how.tuned and lock is None:
         with run.stage("tuning"):
             made.write(folder)
@@ -129,26 +133,23 @@ def _make_set(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> 
         part = folder / f".{name}"
         part.mkdir()
         run.progress(f"variant {name}")
-        parts[name] = make(variant, part, run.another(), replace(how, locked=None), place)
+        parts[name] = make(variant, part, run.another(), replace(how, lock=None), place)
     made = join_variants(recipe, parts, folder)
-    if how.locked is not None:
-        lock = read_lock(how.locked)
-        lock.check_before(made.lock(), str(how.locked))
-        lock.check_after(made.lock(), str(how.locked))
+    if how.lock is not None:
+        how.lock.check_before(made.lock(), str(how.locked))
+        how.lock.check_after(made.lock(), str(how.locked))
     made.write(folder)
     return made
 
 
-def _opened(recipe: Recipe, how: How) -> tuple[Subject, Lock | None]:
-    """What is built, and what it must reproduce; whatever can be refused now is."""
+def _opened(recipe: Recipe, how: How) -> Subject:
+    """What is built; whatever can be refused now is."""
     subject = open_subject(recipe)
     subject.target.check(recipe.attention or "native")
     _check(recipe, subject.target, how)
-    if how.locked is None:
-        return subject, None
-    lock = read_lock(how.locked)
-    lock.check_before(Made(subject).lock(), str(how.locked))
-    return subject, lock
+    if how.lock is not None:
+        how.lock.check_before(Made(subject).lock(), str(how.locked))
+    return subject
 
 
 def _check(recipe: Recipe, target: Target, how: How) -> None:

@@ -183,4 +183,6 @@ def _existing(place: Path) -> Path:
 
 
 def _size(count: int) -> str:
+    if count < 1e6:
+        return f"{count} B"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

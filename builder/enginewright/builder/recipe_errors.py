@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe, said with the field's path, the value and the fix."""
+"""What pydantic found wrong with a recipe or a lock, with the field's path, the value, the fix."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _WANTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "tuple_type": "a list",
+    "dataclass_type": "a mapping",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
 }

@@ -20,10 +20,13 @@ Inputs = Mapping[str, str | int | float | bool | None]
 TOOLS = (
     "enginewright",
     "gguf",
+    "ml_dtypes",
     "numpy",
     "onnx",
     "onnx-ir",
     "onnxscript",
+    "protobuf",
+    "safetensors",
     "tokenizers",
     "torch",
     "transformers",

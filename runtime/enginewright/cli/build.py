@@ -53,7 +53,8 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     "--locked",
     type=click.Path(exists=True, path_type=Path),
     metavar="LOCK",
-    help="Refuse, by name, whatever differs from this lock.json, or from that of an artifact.",
+    help="Refuse, by name, whatever differs from this lock.json, or from that of an artifact; for "
+    "several recipes a folder with NAME.lock.json, or with artifacts.",
 )
 @click.option("--explain-cache", is_flag=True, help="Say on stderr why each stage ran, or did not.")
 @click.option(
@@ -108,20 +109,28 @@ def command(
     check_overrides(overrides)
     shown = sys.stderr.isatty() if progress is None else progress
     tell = _stage_lines() if shown else _silent
-    from enginewright.builder.matrix import is_matrix
+    if on_ray and jobs > 1:
+        raise click.UsageError("--jobs is for cells of this machine; Ray's are as many as its CPUs")
+    from enginewright.builder.matrix import cell_of, is_matrix, load_cells
 
     several = junit is not None or as_json or on_ray or len(recipes) > 1
-    if recipes and (several or is_matrix(recipes[0], overrides)):
-        if tuned or debug_precision or locked or explain_cache:
+    if several or (recipes and is_matrix(recipes[0], overrides)):
+        if tuned or debug_precision or explain_cache:
             raise click.UsageError(
-                "--tune, --debug-precision, --locked and --explain-cache are for one recipe"
+                "--tune, --debug-precision and --explain-cache are for one recipe, and not with "
+                "--json, --junit or --ray"
             )
+        from enginewright.builder.cells import Order
         from enginewright.cli.build_table import build_table
 
+        cells = (
+            load_cells(recipes, overrides)
+            if recipes
+            else [cell_of(the_recipe(None, source, overrides))]
+        )
         passed = build_table(
-            recipes,
-            overrides,
-            output,
+            cells,
+            Order(output, cache_limit, locked),
             jobs=jobs,
             on_ray=on_ray,
             junit=junit,
@@ -131,6 +140,8 @@ def command(
         ctx.exit(0 if passed else 1)
     from enginewright.builder.pipeline import build
 
+    if jobs > 1:
+        _on_stderr(f"--jobs {jobs}: there is one cell to build")
     recipe = the_recipe(recipes[0] if recipes else None, source, overrides)
     _require_runtime(recipe)
     built = build(

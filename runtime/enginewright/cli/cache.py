@@ -23,11 +23,11 @@ def command() -> None:
 @command.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_entries(as_json: bool) -> None:
-    """List the entries, the latest used first."""
-    from enginewright.builder.cache import entries
+    """List the entries, the latest used first, and what ended builds left, which gc removes."""
+    from enginewright.builder.cache import entries, leftovers
 
-    found = entries()
-    total = sum(entry.size for entry in found)
+    found, left = entries(), leftovers()
+    total = sum(entry.size for entry in found) + sum(each.size for each in left)
     if as_json:
         rows: list[dict[str, Any]] = [
             {
@@ -39,14 +39,17 @@ def list_entries(as_json: bool) -> None:
             }
             for entry in found
         ]
-        click.echo(json.dumps({"total_bytes": total, "entries": rows}, indent=2))
+        unusable = [{"stage": each.stage, "key": each.key, "size": each.size} for each in left]
+        told = {"total_bytes": total, "entries": rows, "leftovers": unusable}
+        click.echo(json.dumps(told, indent=2))
         return
     listed = [
         (entry.stage, entry.key[:12], size(entry.size), _ago(time.time() - entry.used))
         for entry in found
     ]
+    listed += [(each.stage, each.key[:12], size(each.size), "leftover") for each in left]
     click.echo(table(("stage", "key", "size", "last used"), listed))
-    click.echo(f"{len(found)} entries, {size(total)}")
+    click.echo(f"{_counted(len(found), len(left))}, {size(total)}")
 
 
 @command.command("gc")
@@ -59,15 +62,20 @@ def list_entries(as_json: bool) -> None:
     help="What may stay; what was not used for longest goes first. 0 removes all.",
 )
 def remove_entries(max_size: int) -> None:
-    """Remove entries until the rest fits --max-size. Artifacts keep their files."""
-    from enginewright.builder.cache import collect, entries
+    """Remove leftovers, and entries until the rest fits --max-size. Artifacts keep their files."""
+    from enginewright.builder.cache import Entry, collect, entries
 
     removed = collect(max_size)
-    kept = entries()
+    kept, used = entries(), sum(isinstance(each, Entry) for each in removed)
+    freed = sum(each.size for each in removed)
     click.echo(
-        f"removed {len(removed)} entries, {size(sum(entry.size for entry in removed))}; "
+        f"removed {_counted(used, len(removed) - used)}, {size(freed)}; "
         f"{len(kept)} stay, {size(sum(entry.size for entry in kept))}"
     )
+
+
+def _counted(entries: int, leftovers: int) -> str:
+    return f"{entries} entries{f' and {leftovers} leftovers' if leftovers else ''}"
 
 
 def _ago(seconds: float) -> str:

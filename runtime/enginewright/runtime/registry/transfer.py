@@ -14,7 +14,7 @@ from pathlib import Path
 from enginewright.runtime.artifact.artifact import Artifact, read_manifest, sha256_file
 from enginewright.runtime.artifact.manifest import MANIFEST_NAME
 from enginewright.runtime.artifact.publishing import publish
-from enginewright.runtime.errors import ArtifactError, RegistryError
+from enginewright.runtime.errors import ArtifactError, PolicyError, RegistryError
 from enginewright.runtime.registry.client import Repository
 from enginewright.runtime.registry.package import (
     EMPTY,
@@ -104,7 +104,10 @@ def pull(
 
 @contextlib.contextmanager
 def _scratch(output: Path, digest: str) -> Iterator[Path]:
-    """The hidden folder of this pull, held by one process; it stays for the next if this fails."""
+    """The hidden folder of this pull, held by one process; it stays for the next if this fails.
+
+    What is whole, and refused, does not stay.
+    """
     name = f".pull-{digest[7:23]}"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -116,7 +119,12 @@ def _scratch(output: Path, digest: str) -> Iterator[Path]:
                     f"{output}: another process is pulling the same artifact; wait for it"
                 ) from None
             (output / name).mkdir(exist_ok=True)
-            yield output / name
+            try:
+                yield output / name
+            except PolicyError:  # what was fetched stays what it is: no retry will do
+                shutil.rmtree(output / name)
+                (output / f"{name}.lock").unlink()
+                raise
             (output / f"{name}.lock").unlink()
     except OSError as error:
         raise RegistryError(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from enginewright.builder.child_process import run_child
+from enginewright.builder.child_process import Lifeline, run_child
 from enginewright.builder.targets.tensorrt.job import Job, Outcome
 from enginewright.builder.targets.tensorrt.library import Library
 from enginewright.runtime.errors import BuildError
@@ -37,8 +37,8 @@ def _run(command: list[str], library: Library, said: Path, progress: Callable[[s
     def tell(line: str) -> None:
         progress(f"{library.name}: {line}")
 
-    with library.environment() as environment:
-        return run_child(command, environment, said, tell)
+    with library.environment() as environment, Lifeline() as lifeline:
+        return run_child(command, environment, said, tell, lifeline)
 
 
 def _death(library: Library, status: int, said: str) -> str:

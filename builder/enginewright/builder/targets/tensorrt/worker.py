@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.builder.child_process import end_with_parent
 from enginewright.builder.memory import StageMeter
 from enginewright.builder.targets.tensorrt.job import Job, Outcome, Tensor
 
@@ -241,4 +242,5 @@ def _shape(tensor: Any) -> tuple[int | str, ...]:
 
 
 if __name__ == "__main__":
+    end_with_parent(Path(sys.argv[1]).parent)
     main(*sys.argv[1:])
