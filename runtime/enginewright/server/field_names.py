@@ -50,7 +50,7 @@ def called(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        field = field_of(error)
+        field = field_of(error) or ""
         if field not in names:
             raise
         told = re.sub(rf"\b{field}\b", names[field], str(error))
