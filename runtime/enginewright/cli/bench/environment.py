@@ -74,7 +74,9 @@ def environment(
             made = Environment(Path(scratch) / "environment")
             venv.create(made.folder, with_pip=False, symlinks=os.name != "nt")
             into = ("--python", str(made.python))
-            pip(*into, "install", "--quiet", *requirements, variables=variables)
+            # What pip compiled once, with other variables or on another machine, it would take again.
+            cache = ("--no-cache-dir",) if variables else ()
+            pip(*into, "install", "--quiet", *cache, *requirements, variables=variables)
             if unwanted:
                 pip(*into, "uninstall", "--quiet", "--yes", *unwanted)
             made.folder.rename(folder)
