@@ -74,7 +74,7 @@ def environment(
             made = Environment(Path(scratch) / "environment")
             venv.create(made.folder, with_pip=False, symlinks=os.name != "nt")
             into = ("--python", str(made.python))
-            # What pip compiled once, with other variables or on another machine, it would take again.
+            # Else pip takes what it compiled once, by other variables or on another machine.
             cache = ("--no-cache-dir",) if variables else ()
             pip(*into, "install", "--quiet", *cache, *requirements, variables=variables)
             if unwanted:
