@@ -91,7 +91,7 @@ def test_timings_are_told(tiny_artifact: Path) -> None:
     ("arguments", "said"),
     [
         ([""], "the prompt is empty"),
-        (["x" * 20_000], "this engine's limit is"),
+        (["x" * 20_000], "more than this engine's 600 tokens can hold"),
     ],
 )
 def test_a_wrong_request_is_exit_code_1(

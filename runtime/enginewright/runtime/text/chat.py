@@ -69,20 +69,31 @@ class ChatTemplate:
         }
         if continue_final_message:
             return self._render_open(values)
-        return self._template.render(values)
+        return self._rendered(values)
+
+    def _rendered(self, values: dict[str, Any]) -> str:
+        try:
+            return self._template.render(values)
+        except ChatTemplateError:
+            messages = values["messages"]
+            if all("content" in message for message in messages):
+                raise
+            # Templates of models without tools read every message's; like vLLM, it is empty then.
+            filled = [{"content": "", **message} for message in messages]
+            return self._template.render({**values, "messages": filled})
 
     def _render_open(self, values: dict[str, Any]) -> str:
         """The prompt up to the end of the last message's text, found by a mark put behind it."""
         last = values["messages"][-1]
         content = last.get("content")
         text = content[-1]["text"] if isinstance(content, list) and content else content
-        if not isinstance(text, str) or not (text or "tool_calls" not in last):
+        if not isinstance(text, str):
             raise PromptError("continue_final_message, but the last message has no text")
         if isinstance(content, list):
             content[-1]["text"] = text + _HERE
         else:
             last["content"] = text + _HERE
-        rendered = self._template.render(values)
+        rendered = self._rendered(values)
         at = rendered.rfind(_HERE.strip())
         if at < 0 or text.strip() not in rendered:
             raise ChatTemplateError(
@@ -105,16 +116,14 @@ class ChatTemplate:
         if not isinstance(message, Mapping):
             raise PromptError(f"{where} must be a dict with role and content, not {message!r:.80}")
         # Like transformers: APIs send None for what is not there; templates test for absence.
-        given = _plain(message, where)
-        plain = {name: value for name, value in given.items() if value is not None}
-        if "tool_calls" in plain:  # like vLLM: templates of models without tools read it too
-            plain.setdefault("content", "")
+        plain = {name: value for name, value in _plain(message, where).items() if value is not None}
         role = plain.get("role")
         if not isinstance(role, str) or not role:
             raise PromptError(f"{where} has the role {role!r}: it must be text, such as 'user'")
-        if "content" not in plain:
+        if "content" not in plain and "tool_calls" not in plain:
             raise PromptError(f"{where} has no content: it must be text, or a list of text parts")
-        plain["content"] = self._content(plain["content"], f"{where}.content", form)
+        if "content" in plain:
+            plain["content"] = self._content(plain["content"], f"{where}.content", form)
         return _with_reasoning(plain)
 
     def _content(self, content: object, where: str, form: ContentFormat) -> str | list[Any]:
