@@ -6,6 +6,7 @@ At the size of every day; ENGINEWRIGHT_SOAK_SECONDS (`make soak`) makes it long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -68,9 +69,9 @@ class Load:
                     return
 
     async def hang_up(self, number: int) -> None:
-        """Gone before the answer is there."""
+        """Gone before the answer is there, but for one that comes within a millisecond."""
         asked = {**self._chat(number), "max_tokens": 400}
-        with pytest.raises((openai.APITimeoutError, TimeoutError)):
+        with contextlib.suppress(openai.APITimeoutError, TimeoutError):
             await self.client.with_options(timeout=0.001).chat.completions.create(**asked)
 
     async def rubbish(self, number: int) -> None:
