@@ -86,7 +86,7 @@ class Api {
     }
     void release(Status* status) const { at<void(Status*)>(93)(status); }
     void release(TensorInfo* info) const { at<void(TensorInfo*)>(99)(info); }
-    // Null unless the input is one of the graph's constants, which stay where they are.
+    // constant: 0 unless the input is one of the graph's constants, which stay where they are.
     Status* constant_input(const KernelInfo* info, size_t index, int* constant,
                            const Value** out) const {
         return at<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index,
