@@ -128,9 +128,7 @@ class RequestFactory:
         text, ids = read_prompt(prompt)
         given = ids is not None
         if ids is None:
-            if tokenization.truncate_prompt_tokens is None:
-                self._check_characters(text or "")
-            ids = self.tokenizer.encode(text or "", tokenization.add_special_tokens is not False)
+            ids = self._encode(text or "", tokenization, tokenization.add_special_tokens is not False)
         most = max(1, self.info.max_context - (max_tokens or 1))
         tokens = self.fitting(tokenization.truncated(ids, most), room=1)
         self.warnings.prompt(None if given else text, tokens)
@@ -148,24 +146,21 @@ class RequestFactory:
 
         def render(messages: Conversation) -> TokensPrompt:
             text = template.render(with_parsed_calls(messages), **settings)
-            special = tokenization.add_special_tokens is True
-            if tokenization.truncate_prompt_tokens is None:
-                self._check_characters(text)
-            ids = self.tokenizer.encode(text, add_special_tokens=special)
+            ids = self._encode(text, tokenization, tokenization.add_special_tokens is True)
             return {"prompt": text, "prompt_token_ids": ids}
 
         return render
 
-    def _check_characters(self, text: str) -> None:
-        """Refuse what cannot fit however it is cut, before it costs seconds to cut it."""
-        limit = self.info.max_context
-        if len(text) <= limit or len(text) <= limit * self.tokenizer.longest_token:
-            return
-        raise ContextLengthError(
-            f"the prompt has {len(text)} characters: more than this engine's {limit} tokens can "
-            f"hold; shorten the prompt, or build the artifact again with a larger "
-            f"limits.max_context"
-        )
+    def _encode(self, text: str, tokenization: Tokenization, special: bool) -> list[int]:
+        """Refuses what cannot fit however it is cut, before it costs seconds to cut it."""
+        limit, cut = self.info.max_context, tokenization.truncate_prompt_tokens is not None
+        if not cut and len(text) > limit and len(text) > limit * self.tokenizer.longest_token:
+            raise ContextLengthError(
+                f"the prompt has {len(text)} characters: more than this engine's {limit} tokens "
+                f"can hold; shorten the prompt, or build the artifact again with a larger "
+                f"limits.max_context"
+            )
+        return self.tokenizer.encode(text, special)
 
     def fitting(self, ids: Sequence[Any], room: int = 0) -> list[int]:
         """The ids, if they are legal and leave ``room`` for more."""

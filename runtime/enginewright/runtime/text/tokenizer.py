@@ -59,7 +59,10 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token, as it is spelt: none stands for more of a text."""
+        """Characters of the longest token, as it is spelt.
+
+        None stands for more of a text, but where a tokenizer swallows spaces.
+        """
         return max(map(len, self.vocabulary), default=1)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
