@@ -259,6 +259,18 @@ def test_a_full_queue_answers_503_with_retry_after(serve: Serve) -> None:
         assert "admission_rejections_total" in get(server, "/metrics")
 
 
+def test_requests_that_wait_to_be_read_are_bounded_too(serve: Serve) -> None:
+    with serve(served_model_name="tiny") as server, server.client(max_retries=0) as client:
+        (model,) = server.models
+        model.preparing = model.capacity
+        with pytest.raises(openai.InternalServerError, match="being read.*try again") as raised:
+            client.completions.create(model="tiny", prompt="a", max_tokens=1)
+        assert raised.value.status_code == 503
+        model.preparing = 0
+        assert client.completions.create(model="tiny", prompt="a", max_tokens=1).choices
+        assert model.preparing == 0
+
+
 def test_limits_of_prompts_and_n(serve: Serve) -> None:
     with (
         serve(max_prompts=2, max_n=2, served_model_name="tiny") as server,
