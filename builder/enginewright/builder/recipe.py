@@ -227,8 +227,7 @@ class Thresholds(_Model):
     max_kl: _Bound | None = None
     """The largest KL divergence at any single position, in nats."""
     max_perplexity_increase: _Bound | None = None
-    """Relative increase of the perplexity on the bundled text; 0.01 is one percent. How far it may
-    fall is not bounded."""
+    """Relative change of the perplexity on the bundled text, up or down: 0.01 is one percent."""
 
 
 DEFAULT_THRESHOLDS: Mapping[str, Thresholds] = {

@@ -187,7 +187,7 @@ def judge(
         (f"top-{TOP_K} agreement", m.topk_agreement, "min_topk_agreement"),
         ("mean KL (nats)", m.mean_kl, "max_mean_kl"),
         ("max KL (nats)", m.max_kl, "max_kl"),
-        ("perplexity change", m.perplexity_increase, "max_perplexity_increase"),
+        ("perplexity change", abs(m.perplexity_increase), "max_perplexity_increase"),
     )
     rows = [_row(name, value, key, thresholds.get(key)) for name, value, key in declared]
     rows += [
