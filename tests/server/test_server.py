@@ -263,7 +263,7 @@ def test_requests_that_wait_to_be_read_are_bounded_too(serve: Serve) -> None:
     with serve(served_model_name="tiny") as server, server.client(max_retries=0) as client:
         (model,) = server.models
         model.preparing = model.capacity
-        with pytest.raises(openai.InternalServerError, match="being read.*try again") as raised:
+        with pytest.raises(openai.InternalServerError, match=r"being read.*try again") as raised:
             client.completions.create(model="tiny", prompt="a", max_tokens=1)
         assert raised.value.status_code == 503
         model.preparing = 0

@@ -21,6 +21,7 @@ from enginewright.cli.build_options import (
 from enginewright.cli.extras import require
 
 if TYPE_CHECKING:
+    from enginewright.builder.matrix import Cell
     from enginewright.builder.recipe import Recipe
 
 NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "filelock")
@@ -111,7 +112,7 @@ def command(
     tell = _stage_lines() if shown else _silent
     if on_ray and jobs > 1:
         raise click.UsageError("--jobs is for cells of this machine; Ray's are as many as its CPUs")
-    from enginewright.builder.matrix import cell_of, is_matrix, load_cells
+    from enginewright.builder.matrix import is_matrix
 
     several = junit is not None or as_json or on_ray or len(recipes) > 1
     if several or (recipes and is_matrix(recipes[0], overrides)):
@@ -123,13 +124,8 @@ def command(
         from enginewright.builder.cells import Order
         from enginewright.cli.build_table import build_table
 
-        cells = (
-            load_cells(recipes, overrides)
-            if recipes
-            else [cell_of(the_recipe(None, source, overrides))]
-        )
         passed = build_table(
-            cells,
+            _cells(recipes, source, overrides),
             Order(output, cache_limit, locked),
             jobs=jobs,
             on_ray=on_ray,
@@ -155,6 +151,14 @@ def command(
         cache_limit=cache_limit,
     )
     click.echo(built)
+
+
+def _cells(recipes: tuple[Path, ...], source: str | None, overrides: tuple[str, ...]) -> list[Cell]:
+    from enginewright.builder.matrix import cell_of, load_cells
+
+    if recipes:
+        return load_cells(recipes, overrides)
+    return [cell_of(the_recipe(None, source, overrides))]
 
 
 def _require_runtime(recipe: Recipe) -> None:

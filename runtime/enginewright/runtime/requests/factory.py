@@ -128,7 +128,9 @@ class RequestFactory:
         text, ids = read_prompt(prompt)
         given = ids is not None
         if ids is None:
-            ids = self._encode(text or "", tokenization, tokenization.add_special_tokens is not False)
+            ids = self._encode(
+                text or "", tokenization, tokenization.add_special_tokens is not False
+            )
         most = max(1, self.info.max_context - (max_tokens or 1))
         tokens = self.fitting(tokenization.truncated(ids, most), room=1)
         self.warnings.prompt(None if given else text, tokens)
