@@ -29,7 +29,7 @@ from enginewright.server.options import ServeOptions
 SERVE = (sys.executable, "-m", "enginewright.cli", "serve")
 HALF = (
     b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 100\r\n\r\n{"
+    b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n{"
 )
 LONG = {"prompt": "hi", "max_tokens": 500, "ignore_eos": True, "stream": True}
 
@@ -140,6 +140,7 @@ def test_a_body_that_is_half_there_at_the_end_is_answered(tiny_artifact: Path) -
         socket.create_connection(("127.0.0.1", process.port), timeout=60) as connection,
     ):
         connection.sendall(HALF)
+        assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it waits for the rest
         process.process.send_signal(signal.SIGTERM)
         with http.client.HTTPResponse(connection) as answer:
             answer.begin()
