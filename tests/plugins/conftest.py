@@ -19,6 +19,7 @@ INSTRUCTION_SETS = {
     "avx2vnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    "amx": {"avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"},
 }
 """What the environment variable may ask for, and the processor's flags that it takes."""
 

@@ -40,6 +40,7 @@ _INSTRUCTION_SETS = {
     "avx2vnni": (*_AVX2, "-mavxvnni"),
     "avx512": _AVX512,
     "avx512vnni": (*_AVX512, "-mavx512vnni"),
+    "amx": (*_AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 """By the end of a file's name, on x86-64."""
 

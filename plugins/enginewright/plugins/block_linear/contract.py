@@ -17,6 +17,9 @@ each group, the least that does, times a code. A row whose scale is not above 1e
 that holds NaN or an infinity gives NaN. The product of what was rounded is exact up to float32
 sums, and a row's result does not depend on other rows.
 
+A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes: then x and W
+are rounded to that, and a row that holds an infinity gives no finite number.
+
 Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero.
 A changed meaning is a new ``ABI_VERSION``, which is the version of the operator.
 """

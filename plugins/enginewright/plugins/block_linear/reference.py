@@ -25,11 +25,34 @@ def block_linear(
     *,
     bits: int,
     zero: int,
+    tiles: bool = False,
 ) -> NDArray[np.float64]:
-    """y [..., N] in float64."""
+    """y [..., N] in float64; ``tiles``: of what tiles of bfloat16 multiply."""
     weight = dequantize(codes, scales, zero_points, offsets, bits=bits, zero=zero)
-    y: NDArray[np.float64] = round_activations(x, bits) @ weight.T
+    if tiles:
+        # As kernels do, in float32: what is not the product is rounded first.
+        rest = dequantize(
+            np.zeros_like(codes), scales, zero_points, offsets, bits=bits, zero=zero
+        ).astype(np.float32)
+        product = dequantize(codes, scales, bits=bits, zero=0)
+        weight = ties_away((product + rest).astype(np.float32))
+    rounded = ties_to_even(x) if tiles else round_activations(x, bits)
+    y: NDArray[np.float64] = rounded @ weight.T
     return y if bias is None else y + bias
+
+
+def ties_to_even(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The nearest values of bfloat16."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    lost = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    rounded = ((bits + lost) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x).astype(np.float64)
+
+
+def ties_away(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The nearest values of bfloat16; of two, the one further from 0."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 def dequantize(

@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace enginewright {
@@ -18,8 +20,17 @@ InstructionSet allowed() {
     if (asked && std::strcmp(asked, "avx2") == 0) return InstructionSet::kAvx2;
     if (asked && std::strcmp(asked, "avx2vnni") == 0) return InstructionSet::kAvx2Vnni;
     if (asked && std::strcmp(asked, "avx512") == 0) return InstructionSet::kAvx512;
-    return InstructionSet::kAvx512Vnni;
+    if (asked && std::strcmp(asked, "avx512vnni") == 0) return InstructionSet::kAvx512Vnni;
+    return InstructionSet::kAmx;
 }
+
+#if defined(__x86_64__)
+// The system has to be asked for the room that tiles take in what it saves of a thread.
+bool ask_for_tiles() {
+    constexpr int kRequest = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#endif
 
 InstructionSet best(InstructionSet most) {
 #if defined(__x86_64__)
@@ -32,6 +43,10 @@ InstructionSet best(InstructionSet most) {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
     const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+    const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+    const bool amx = avx512_vnni && __builtin_cpu_supports("avx512vbmi") && bf16 && tiles;
+    if (most >= InstructionSet::kAmx && amx && ask_for_tiles()) return InstructionSet::kAmx;
     if (most >= InstructionSet::kAvx512Vnni && avx512_vnni) return InstructionSet::kAvx512Vnni;
     if (most >= InstructionSet::kAvx512 && avx512) return InstructionSet::kAvx512;
     if (most >= InstructionSet::kAvx2Vnni && avx2 && avx_vnni) return InstructionSet::kAvx2Vnni;

@@ -15,10 +15,10 @@ std::vector<const ort::Operator*> block_linear_operators();
 std::vector<const ort::Operator*> attention_operators();
 std::vector<const ort::Operator*> row_operators();
 
-enum class InstructionSet { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni };
+enum class InstructionSet { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni, kAmx };
 
 // The best that this processor has, no better than ENGINEWRIGHT_CPU_KERNELS says (portable, avx2,
-// avx2vnni, avx512, avx512vnni); looked up once.
+// avx2vnni, avx512, avx512vnni, amx); looked up once.
 InstructionSet instruction_set();
 
 // The error that says of the operator of that name that memory ran out.

@@ -15,16 +15,13 @@ namespace {
 
 enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs };
 
-// With one row of x the work is reading W: few long runs of it.
-constexpr size_t kRunsOfOneRow = 8;
-constexpr size_t kRowsOfTask = 64;
-constexpr size_t kColumnsOfTask = 32;
 constexpr size_t kLargestSize = 1u << 31;
 
-const Kernels& choose_kernels() {
+const Kernels& choose_kernels(size_t bits, size_t k) {
 #if defined(__x86_64__)
     const InstructionSet best = instruction_set();
-    if (best == InstructionSet::kAvx512Vnni) return kAvx512Vnni;
+    if (best == InstructionSet::kAmx && bits == 4 && k % 32 == 0) return kAmx;
+    if (best >= InstructionSet::kAvx512Vnni) return kAvx512Vnni;
     if (best == InstructionSet::kAvx512) return kAvx512;
     if (best == InstructionSet::kAvx2Vnni) return kAvx2Vnni;
     if (best == InstructionSet::kAvx2) return kAvx2;
@@ -34,14 +31,16 @@ const Kernels& choose_kernels() {
 
 // Rounded activations, in room that the calling thread keeps for the next product.
 struct Room {
-    struct alignas(32) Line {
-        uint8_t bytes[32];
+    struct alignas(64) Line {
+        uint8_t bytes[64];
     };
     std::vector<Line> codes;
     std::vector<float> scales;
 
-    Activations fit(size_t m, size_t bytes_of_row) {
-        codes.resize(m * bytes_of_row / sizeof(Line));
+    Activations fit(size_t m, const Kernels& kernels, const Weights& w) {
+        const size_t at_once = kernels.rows_at_once;
+        const size_t bytes = (m + at_once - 1) / at_once * at_once * kernels.bytes_of_row(w);
+        codes.resize((bytes + sizeof(Line) - 1) / sizeof(Line));
         scales.resize(m);
         return {codes.data()->bytes, scales.data(), m};
     }
@@ -55,18 +54,20 @@ struct Product {
     float* y;
     size_t m, columns;  // rows of x, columns of y a task
 
-    size_t row_tasks() const { return (m + kRowsOfTask - 1) / kRowsOfTask; }
+    size_t rounds() const { return (m + kernels.rows_at_once - 1) / kernels.rows_at_once; }
+    size_t row_tasks() const { return (m + kernels.rows_of_task - 1) / kernels.rows_of_task; }
     size_t column_tasks() const { return (w.n + columns - 1) / columns; }
 
-    static void round(void* self, size_t row) {
+    static void round(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
-        p.kernels.round_row(p.x + row * p.w.k, p.w, p.a, row);
+        const size_t row = task * p.kernels.rows_at_once;
+        p.kernels.round_rows(p.x + row * p.w.k, p.w, p.a, row);
     }
     static void multiply(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
-        const size_t m0 = task / p.column_tasks() * kRowsOfTask;
+        const size_t m0 = task / p.column_tasks() * p.kernels.rows_of_task;
         const size_t n0 = task % p.column_tasks() * p.columns;
-        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + kRowsOfTask), n0,
+        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + p.kernels.rows_of_task), n0,
                            std::min(p.w.n, n0 + p.columns));
     }
 };
@@ -157,20 +158,16 @@ class Kernel {
                           size_t m) const {
         if (m == 0) return nullptr;
         thread_local Room room;
-        const Activations a = room.fit(m, kernels().bytes_of_row(w));
-        const size_t run = (n_ + kRunsOfOneRow - 1) / kRunsOfOneRow;
-        Product product{kernels(), w, a, x, y, m, m == 1 ? run : kColumnsOfTask};
-        if (m == 1)
+        const Kernels& kernels = choose_kernels(bits_, k_);
+        const Activations a = room.fit(m, kernels, w);
+        Product product{kernels, w, a, x, y, m, kernels.columns_of_task(m, n_)};
+        if (product.rounds() == 1)
             Product::round(&product, 0);
-        else if (auto* status = api_.parallel_for(context, Product::round, m, 0, &product))
+        else if (auto* status =
+                     api_.parallel_for(context, Product::round, product.rounds(), 0, &product))
             return status;
         const size_t tasks = product.row_tasks() * product.column_tasks();
         return api_.parallel_for(context, Product::multiply, tasks, 0, &product);
-    }
-
-    static const Kernels& kernels() {
-        static const Kernels& chosen = choose_kernels();
-        return chosen;
     }
 
     ort::Status* fail(const char* message) const {

@@ -51,16 +51,22 @@ struct Activations {
     size_t rows;  // M
 };
 
+// With one row of x the work is reading W, in few long runs of it.
+inline size_t few_columns(size_t m, size_t n) { return m == 1 ? (n + 7) / 8 : 32; }
+
 // The kernels of one instruction set. Every element of y is summed in one order, whatever M is and
 // however the work is split, so a row's result does not depend on the batch that it is in.
 struct Kernels {
     // What a row of rounded x takes; a multiple of 32.
     size_t (*bytes_of_row)(const Weights& w);
-    // Rounds row m of x.
-    void (*round_row)(const float* x, const Weights& w, const Activations& a, size_t m);
+    // Rounds the rows of x from m on, `rows_at_once` or as many as there are; x is row m.
+    void (*round_rows)(const float* x, const Weights& w, const Activations& a, size_t m);
     // Computes y [m0:m1, n0:n1]; rows of y are N apart.
     void (*multiply)(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1,
                      size_t n0, size_t n1);
+    // How the work is cut: m0 is a multiple of rows_of_task, n0 of what columns_of_task gives.
+    size_t rows_at_once = 1, rows_of_task = 64;
+    size_t (*columns_of_task)(size_t m, size_t n) = few_columns;
 };
 
 extern const Kernels kPortable;
@@ -69,6 +75,7 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx2Vnni;
 extern const Kernels kAvx512;
 extern const Kernels kAvx512Vnni;
+extern const Kernels kAmx;
 #endif
 
 }  // namespace enginewright

@@ -193,7 +193,7 @@ size_t bytes_as(const Weights& w) {
 // The functions for W's kind of blocks.
 struct Functions {
     decltype(Kernels::bytes_of_row) bytes_of_row;
-    decltype(Kernels::round_row) round_row;
+    decltype(Kernels::round_rows) round_row;
     decltype(Kernels::multiply) multiply;
 };
 

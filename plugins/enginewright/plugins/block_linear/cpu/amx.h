@@ -1,0 +1,237 @@
+// How the kernels for AMX turn codes and rows of x into tiles of bfloat16.
+//
+// W is dequantized, x and W are rounded to the nearest bfloat16 (of W ties away from zero), sums are
+// in float32. That is for 4-bit codes, whose own rounding is larger by far.
+//
+// A tile has 16 rows of 64 bytes: of W 16 rows by 32 elements along K (a step), of x 16 pairs of
+// elements by up to 16 rows. Both hold the elements of a step in one order: element 4 j + q is at
+// place 8 q + j. So 16 bytes of codes become indices of a table by shifts alone.
+//
+// | room   | shape                        | type     | meaning                                    |
+// |--------|------------------------------|----------|--------------------------------------------|
+// | panel  | [steps, 32, 32]              | bfloat16 | 32 rows of W                               |
+// | x      | [M / 16, steps, 16, M', 2]   | bfloat16 | M' = min(M, 16) rows, the last may be less |
+// | totals | [pairs of tiles, 4, 16, M']  | float32  | of 32 rows of x: two by two tiles of W x^T |
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "tensors.h"
+#include "unroll.h"
+
+#define ENGINEWRIGHT_INLINE [[gnu::always_inline]] inline
+
+namespace enginewright {
+namespace {
+
+constexpr size_t kSide = 16;
+constexpr size_t kDepth = 32;
+constexpr size_t kStepBytes = kDepth / 2;  // of codes
+constexpr size_t kPanelRows = 2 * kSide;
+constexpr size_t kTile = 1024;
+constexpr size_t kPanelStep = kPanelRows * kDepth * 2;
+// Steps that panels have room for in the nearer caches; a multiple of those of the largest block.
+constexpr size_t kRoomSteps = 96;
+// Bytes ahead. Rows of W that are read side by side are not fetched by the processor itself.
+constexpr size_t kAhead = 24576;
+
+__mmask16 first(size_t count) { return static_cast<__mmask16>((1u << std::min(count, kSide)) - 1); }
+
+__m512 load_values(const void* values, size_t index, __mmask16 mask, bool half) {
+    if (half)
+        return _mm512_cvtph_ps(
+            _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + index));
+    return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + index);
+}
+
+void fetch(const void* values, size_t index, bool half) {
+    _mm_prefetch(static_cast<const uint8_t*>(values) + index * (half ? 2 : 4), _MM_HINT_T1);
+}
+
+__m512 load_zeros(const uint8_t* row, size_t b, __mmask16 mask) {
+    const size_t bytes = (static_cast<size_t>(__builtin_popcount(mask)) + 1) / 2;
+    const __m512i two = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(first(bytes), row + b / 2));
+    const __m512i apart = _mm512_or_si512(two, _mm512_slli_epi64(two, 28));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(apart, _mm512_set1_epi32(15)));
+}
+
+// Of the blocks of some rows of W, one after the other: scales, and offset - scale * zero.
+struct Values {
+    std::vector<float> scales, constants;
+
+    void read(const Weights& w, size_t n, size_t rows) {
+        const size_t count = rows * w.blocks;
+        if (scales.size() < count + kSide) scales.resize(count + kSide), constants = scales;
+        const __m512 zero = _mm512_set1_ps(w.zero_points ? 0 : static_cast<float>(w.zero));
+        for (size_t i = 0; i < count; i += kSide) {
+            const size_t at = n * w.blocks + i;
+            const __mmask16 mask = first(count - i);
+            fetch(w.scales, at + 2 * count, w.half);
+            if (w.offsets) fetch(w.offsets, at + 2 * count, w.half);
+            const __m512 scale = load_values(w.scales, at, mask, w.half);
+            const __m512 offset =
+                w.offsets ? load_values(w.offsets, at, mask, w.half) : _mm512_setzero_ps();
+            _mm512_storeu_ps(scales.data() + i, scale);
+            _mm512_storeu_ps(constants.data() + i, _mm512_fnmadd_ps(scale, zero, offset));
+        }
+        for (size_t r = 0; w.zero_points && r < rows; ++r)
+            for (size_t b = 0; b < w.blocks; b += kSide) {
+                const __mmask16 mask = first(w.blocks - b);
+                const uint8_t* row = w.zero_points + (n + r) * w.zero_row_bytes;
+                float* constant = constants.data() + r * w.blocks + b;
+                const __m512 scale = _mm512_loadu_ps(scales.data() + r * w.blocks + b);
+                const __m512 offset = _mm512_maskz_loadu_ps(mask, constant);
+                _mm512_mask_storeu_ps(constant, mask,
+                                      _mm512_fnmadd_ps(scale, load_zeros(row, b, mask), offset));
+            }
+    }
+};
+
+// Those of blocks of a row, from one on.
+struct RowValues {
+    const float *scales, *constants;
+
+    __m512 of(size_t b, __m512 codes) const {
+        return _mm512_fmadd_ps(codes, _mm512_set1_ps(scales[b]), _mm512_set1_ps(constants[b]));
+    }
+};
+
+__m512i join(__m512 low, __m512 high) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// What the 16 codes of 4 bits stand for in a block, rounded to the nearest bfloat16, in the upper
+// halves of the lanes.
+ENGINEWRIGHT_INLINE __m512i table_of(const RowValues& values, size_t b) {
+    const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_add_epi32(_mm512_castps_si512(values.of(b, codes)), _mm512_set1_epi32(0x8000));
+}
+
+// The places of 32 codes of 4 bits in a table: word 8 q + j has code 4 j + q in bits 1 to 4, 1 in
+// bit 0; what is above does not count.
+ENGINEWRIGHT_INLINE __m512i places_of(const uint8_t* codes) {
+    const __m512i from =
+        _mm512_setr_epi64(0x2f001f000f003f, 0x2f001f000f003f, 0x33002300130003, 0x33002300130003,
+                          0x37002700170007, 0x37002700170007, 0x3b002b001b000b, 0x3b002b001b000b);
+    const __m512i stored =
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    return _mm512_or_si512(_mm512_multishift_epi64_epi8(from, stored), _mm512_set1_epi16(1));
+}
+
+// Steps of a row of W; in a panel they lie kPanelStep bytes apart.
+template <size_t Block, size_t Steps>
+ENGINEWRIGHT_INLINE void dequantize_steps(const uint8_t* codes, const RowValues& values,
+                                          uint8_t* to) {
+    __m512i table;
+    unroll<Steps>([&](auto s) {
+        constexpr size_t b = s * kDepth / Block;
+        const __m512i places = places_of(codes + s * kStepBytes);
+        if constexpr (s * kDepth % Block == 0) table = table_of(values, b);
+        __m512i found = _mm512_permutexvar_epi16(places, table);
+        if constexpr (Block == 16)  // the later half of the codes
+            found =
+                _mm512_mask_permutexvar_epi16(found, 0xf0f0f0f0, places, table_of(values, b + 1));
+        _mm512_store_si512(to + s * kPanelStep, found);
+    });
+}
+
+// Steps of rows of W, from row n and a first step on; the values are those of row n on.
+template <size_t Block, size_t Steps>
+void dequantize_rows(const Weights& w, size_t n, size_t first, const Values& values, size_t rows,
+                     uint8_t* to) {
+    const size_t row_bytes = w.row_bytes, blocks = w.blocks, block = first * kDepth / Block;
+    const uint8_t* codes = w.codes + n * row_bytes + first * kStepBytes;
+    RowValues row{values.scales.data() + block, values.constants.data() + block};
+    for (size_t r = 0; r < rows; ++r) {
+        for (size_t line = 0; line < Steps * kStepBytes; line += 64)
+            _mm_prefetch(codes + line + kAhead, _MM_HINT_T1);
+        dequantize_steps<Block, Steps>(codes, row, to);
+        codes += row_bytes, to += kDepth * 2;
+        row.scales += blocks, row.constants += blocks;
+    }
+}
+
+// 16 by 16 lanes: lane j of register i becomes i of j.
+void transpose(__m512i* r) {
+    __m512i t[kSide];
+    for (size_t i = 0; i < kSide; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (size_t i = 0; i < kSide; i += 4)
+        for (size_t h = 0; h < 2; ++h) {
+            r[i + 2 * h] = _mm512_unpacklo_epi64(t[i + h], t[i + 2 + h]);
+            r[i + 2 * h + 1] = _mm512_unpackhi_epi64(t[i + h], t[i + 2 + h]);
+        }
+    for (size_t i = 0; i < 4; ++i) {  // lanes i, 4 + i, 8 + i, 12 + i of every four registers
+        const __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        const __m512i b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        const __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        const __m512i d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[8 + i] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[4 + i] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    std::copy_n(t, kSide, r);
+}
+
+// Rows of x in a tile.
+size_t width_of(const Activations& a) { return std::min(a.rows, kSide); }
+
+// Where a tile of x is; m a multiple of 16.
+uint8_t* x_tile(const Weights& w, const Activations& a, size_t m, size_t step) {
+    return a.codes + m * w.k * 2 + step * kSide * width_of(a) * 4;
+}
+
+// The rows of x from m on, at most 16 of them, as tiles.
+void pack(const float* x, const Weights& w, const Activations& a, size_t m) {
+    alignas(64) uint16_t order[kDepth];
+    for (size_t p = 0; p < kDepth; ++p) order[p] = static_cast<uint16_t>(p % 8 * 4 + p / 8);
+    const __m512i places = _mm512_load_si512(order);
+    const size_t width = width_of(a), count = std::min(kSide, a.rows - m);
+    __m512i rows[kSide] = {};
+    for (size_t step = 0; step < w.k / kDepth; ++step) {
+        for (size_t r = 0; r < count; ++r) {
+            const float* from = x + r * w.k + step * kDepth;
+            const __m512i both = join(_mm512_loadu_ps(from), _mm512_loadu_ps(from + kSide));
+            rows[r] = _mm512_permutexvar_epi16(places, both);
+        }
+        uint8_t* to = x_tile(w, a, m, step);
+        if (width == 1) {
+            _mm512_storeu_si512(to, rows[0]);
+            continue;
+        }
+        transpose(rows);
+        for (size_t pair = 0; pair < kSide; ++pair)
+            _mm512_mask_storeu_epi32(to + pair * width * 4, first(width), rows[pair]);
+        if (count < kSide) std::fill_n(rows, kSide, _mm512_setzero_si512());
+    }
+}
+
+// 16 rows of W by some of x, to y with the bias.
+void finish_tile(const Weights& w, const float* tile, float* y, size_t m, size_t rows, size_t n,
+                 size_t columns) {
+    const __mmask16 mask = first(columns);
+    const __m512 bias = w.bias ? _mm512_maskz_loadu_ps(mask, w.bias + n) : _mm512_setzero_ps();
+    const auto store = [&](size_t r, __m512 values) {
+        _mm512_mask_storeu_ps(y + (m + r) * w.n + n, mask, _mm512_add_ps(values, bias));
+    };
+    if (rows <= 4) {
+        const __m512i lines = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176,
+                                                192, 208, 224, 240);
+        for (size_t r = 0; r < rows; ++r) store(r, _mm512_i32gather_ps(lines, tile + r, 4));
+        return;
+    }
+    __m512i lines[kSide];
+    for (size_t i = 0; i < kSide; ++i) lines[i] = _mm512_load_si512(tile + i * kSide);
+    transpose(lines);
+    for (size_t r = 0; r < std::min(rows, kSide); ++r) store(r, _mm512_castsi512_ps(lines[r]));
+}
+
+}  // namespace
+}  // namespace enginewright
