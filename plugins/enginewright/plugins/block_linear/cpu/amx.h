@@ -35,7 +35,7 @@ constexpr size_t kPanelRows = 2 * kSide;
 constexpr size_t kTile = 1024;
 constexpr size_t kPanelStep = kPanelRows * kDepth * 2;
 // Steps that panels have room for in the nearer caches; a multiple of those of the largest block.
-constexpr size_t kRoomSteps = 96;
+constexpr size_t kRoomSteps = 144;
 // Bytes ahead. Rows of W that are read side by side are not fetched by the processor itself.
 constexpr size_t kAhead = 24576;
 

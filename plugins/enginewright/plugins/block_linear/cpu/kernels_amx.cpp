@@ -7,7 +7,7 @@
 namespace enginewright {
 namespace {
 
-constexpr size_t kPairsOfTask = 16;
+constexpr size_t kPairsOfTask = 8;
 constexpr size_t kRuns = 12;
 
 struct alignas(64) TileConfig {
