@@ -12,9 +12,14 @@ import pytest
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import TuningEntry
 from enginewright.runtime.plans import in_order
-from enginewright.runtime.processor import has_vector_kernels, processor_name
+from enginewright.runtime.processor import (
+    has_tile_kernels,
+    has_vector_kernels,
+    processor_name,
+)
 
 OLD = "model name\t: An Old One\nflags\t\t: fpu sse2 avx f16c\n"
+TILES = "flags\t: avx512vbmi avx512_bf16 avx512_vnni amx_tile amx_bf16 fpu\n"
 NEW = "model name\t: A New One\nflags\t\t: fpu sse2 avx f16c avx2 fma\n"
 
 
@@ -46,6 +51,24 @@ def test_a_system_that_does_not_tell(tmp_path):
 def test_other_architectures_have_plain_kernels_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert not has_vector_kernels(machine(tmp_path, "Features: asimd\n"))
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "asked", "expected"),
+    [
+        (TILES, None, True),
+        (TILES, "amx", True),
+        (TILES, "avx512vnni", False),
+        (TILES.replace("amx_bf16", ""), None, False),
+        (NEW, None, False),
+        ("", None, False),
+    ],
+)
+def test_tiles_are_another_arithmetic(tmp_path, monkeypatch, cpuinfo, asked, expected):
+    monkeypatch.delenv("ENGINEWRIGHT_CPU_KERNELS", raising=False)
+    if asked:
+        monkeypatch.setenv("ENGINEWRIGHT_CPU_KERNELS", asked)
+    assert has_tile_kernels(machine(tmp_path, cpuinfo)) is expected
 
 
 @pytest.mark.parametrize(

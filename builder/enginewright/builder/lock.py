@@ -27,6 +27,7 @@ from enginewright.builder.stage_inputs import flat
 from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
 from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.errors import BuildError
+from enginewright.runtime.processor import has_tile_kernels
 
 LOCK_NAME = "lock.json"
 _SHOWN = 48
@@ -89,7 +90,8 @@ class Lock(BaseModel):
 
 def machine() -> str:
     """Platform and vector instructions: what the last digits of floating point depend on."""
-    return f"{this_platform()} {torch.backends.cpu.get_cpu_capability()}"
+    tiles = " AMX" if has_tile_kernels() else ""
+    return f"{this_platform()} {torch.backends.cpu.get_cpu_capability()}{tiles}"
 
 
 def lock_in(folder: Path, name: str) -> Path:

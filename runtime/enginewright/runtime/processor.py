@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 _VECTOR_FLAGS = {"x86_64": {"avx2", "fma", "f16c"}, "AMD64": {"avx2", "fma", "f16c"}}
+_TILE_FLAGS = {"avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"}
+_WITHOUT_TILES = ("portable", "avx2", "avx2vnni", "avx512", "avx512vnni")
+"""What ENGINEWRIGHT_CPU_KERNELS may ask for in place of them."""
 
 
 def processor_name(root: Path = Path("/")) -> str:
@@ -24,6 +28,16 @@ def has_vector_kernels(root: Path = Path("/")) -> bool:
         return False
     flags = processor_flags(root)
     return not flags or wanted <= flags
+
+
+def has_tile_kernels(root: Path = Path("/")) -> bool:
+    """Whether our operators multiply 4-bit weights in tiles of bfloat16 here (AMX).
+
+    That is another arithmetic than that of all other processors.
+    """
+    if os.environ.get("ENGINEWRIGHT_CPU_KERNELS") in _WITHOUT_TILES:
+        return False
+    return platform.machine() in _VECTOR_FLAGS and processor_flags(root) >= _TILE_FLAGS
 
 
 def processor_flags(root: Path = Path("/")) -> frozenset[str]:
