@@ -11,8 +11,10 @@ import pytest
 
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import TuningEntry
+from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.plans import in_order
 from enginewright.runtime.processor import (
+    check_variables,
     has_tile_kernels,
     has_vector_kernels,
     processor_name,
@@ -69,6 +71,16 @@ def test_tiles_are_another_arithmetic(tmp_path, monkeypatch, cpuinfo, asked, exp
     if asked:
         monkeypatch.setenv("ENGINEWRIGHT_CPU_KERNELS", asked)
     assert has_tile_kernels(machine(tmp_path, cpuinfo)) is expected
+
+
+@pytest.mark.parametrize("name", ["ENGINEWRIGHT_CPU_KERNELS", "ENGINEWRIGHT_HUGE_PAGES"])
+def test_a_variable_with_another_value_is_refused(monkeypatch, name):
+    for legal in ("", "avx2" if "KERNELS" in name else "1"):
+        monkeypatch.setenv(name, legal)
+        check_variables()
+    monkeypatch.setenv(name, "all")
+    with pytest.raises(EnginewrightError, match=rf"{name}=all: one of .*, or unset it"):
+        check_variables()
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,24 @@ import os
 import platform
 from pathlib import Path
 
+from enginewright.runtime.errors import EnginewrightError
+
 _VECTOR_FLAGS = {"x86_64": {"avx2", "fma", "f16c"}, "AMD64": {"avx2", "fma", "f16c"}}
 _TILE_FLAGS = {"avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"}
 _WITHOUT_TILES = ("portable", "avx2", "avx2vnni", "avx512", "avx512vnni")
-"""What ENGINEWRIGHT_CPU_KERNELS may ask for in place of them."""
+_LEGAL = {
+    "ENGINEWRIGHT_CPU_KERNELS": (*_WITHOUT_TILES, "amx"),
+    "ENGINEWRIGHT_HUGE_PAGES": ("0", "1"),
+}
+"""The variables that our operators read, and their values; without one, or empty: the default."""
+
+
+def check_variables() -> None:
+    """Raise EnginewrightError where a variable that our operators read has no value of theirs."""
+    for name, legal in _LEGAL.items():
+        value = os.environ.get(name)
+        if value and value not in legal:
+            raise EnginewrightError(f"{name}={value}: one of {', '.join(legal)}, or unset it")
 
 
 def processor_name(root: Path = Path("/")) -> str:

@@ -34,6 +34,7 @@ from enginewright.runtime.backends.onnxruntime_session import (
 from enginewright.runtime.doctor.needs import kv_bytes_per_token
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 from enginewright.runtime.errors import ArtifactError, NativeCodeError, TargetError
+from enginewright.runtime.processor import check_variables
 
 KEPT_LOGITS_ROWS = 64
 """Rows of the logits buffer that steps share; a step that wants more has one of its own."""
@@ -187,6 +188,7 @@ def _even_width(batch: StepBatch) -> StepBatch:
 def _open_session(model: Path, threads: int | None, library: Path | None) -> Any:
     options = session_options(threads)
     if library is not None:
+        check_variables()
         _register(options, library)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

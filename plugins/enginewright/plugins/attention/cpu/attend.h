@@ -204,7 +204,8 @@ void weigh_tile_rows(const Room<Isa>& room, size_t tile, size_t start, size_t be
                    Partial{room.chunk + at * width}.values(), width);
     };
     const auto apart = [&](size_t from, size_t to) {
-        for (size_t at = row; at < end; ++at) add(at, 1, room.visible(at).within(from, to));
+        for (size_t at = row; from < to && at < end; ++at)
+            add(at, 1, room.visible(at).within(from, to));
     };
     if (shared.empty()) return apart(start, stop);
     apart(start, shared.first);

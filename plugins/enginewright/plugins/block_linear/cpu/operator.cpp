@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "huge_pages.h"
 #include "operators.h"
 #include "tensors.h"
 
@@ -45,6 +46,13 @@ struct Room {
         return {codes.data()->bytes, scales.data(), m};
     }
 };
+
+// 0 of a type that no input should have.
+size_t bytes_of(const Tensor& tensor) {
+    if (tensor.type == ort::kUint8) return tensor.count;
+    if (tensor.type == ort::kFloat16) return tensor.count * 2;
+    return tensor.type == ort::kFloat ? tensor.count * 4 : 0;
+}
 
 struct Product {
     const Kernels& kernels;
@@ -88,7 +96,11 @@ class Kernel {
         bits_ = attribute("bits");
         block_ = attribute("block_size");
         zero_ = attribute("zero");
-        for (size_t i = kCodes; i < kInputs; ++i) constants_[i] = read_constant(api_, info, i);
+        for (size_t i = kCodes; i < kInputs; ++i) {
+            constants_[i] = read_constant(api_, info, i);
+            kept_[i] = in_huge_pages(constants_[i].data, bytes_of(constants_[i]));
+            constants_[i].data = const_cast<void*>(kept_[i].data);
+        }
     }
 
     ort::Status* check() const {
@@ -177,6 +189,7 @@ class Kernel {
     ort::Api api_;
     size_t n_, k_, bits_, block_, zero_;
     std::array<Tensor, kInputs> constants_;
+    std::array<Constant, kInputs> kept_;
 };
 
 ort::ElementType input_type(const ort::Operator*, size_t index) {
