@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.plugins.attention.contract import AttentionAttributes
+from enginewright.plugins.rounding import ties_to_even
 
 Array = NDArray[np.floating]
 
 FP8_MAX = 448.0
+CHUNK = 256
+"""Keys that the CPU's kernels take at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,13 @@ def cached_attention(
     rotary: Rotary | None = None,
     sinks: Array | None = None,
     scales: Scales | None = None,
+    *,
+    tiles: bool = False,
 ) -> Array:
     """Write the new keys and values into the caches in place and return out [B, S, heads * D].
 
-    ``scales``: for a cache of codes. Rows of the output beyond new_lengths are 0.
+    ``scales``: for a cache of codes. ``tiles``: what tiles of bfloat16 give of a cache of float16.
+    Rows of the output beyond new_lengths are 0.
     """
     a = attributes
     out = np.zeros_like(q)
@@ -70,7 +76,10 @@ def cached_attention(
         _write(v_cache, values, block_table[row], past, v_scale)
         all_keys = _read(k_cache, block_table[row], past + new, k_scale)
         all_values = _read(v_cache, block_table[row], past + new, v_scale)
-        out[row, :new] = _attend(queries, all_keys, all_values, past, a, sinks)
+        if tiles:
+            queries = ties_to_even((queries * a.scale).astype(np.float32)) / a.scale
+            all_keys, all_values = _with_fewer_bits(all_keys), _with_fewer_bits(all_values)
+        out[row, :new] = _attend(queries, all_keys, all_values, past, a, sinks, tiles)
     return out
 
 
@@ -154,7 +163,13 @@ def _read(
 
 
 def _attend(
-    q: Array, k: Array, v: Array, past: int, attributes: AttentionAttributes, sinks: Array | None
+    q: Array,
+    k: Array,
+    v: Array,
+    past: int,
+    attributes: AttentionAttributes,
+    sinks: Array | None,
+    tiles: bool,
 ) -> Array:
     a = attributes
     group = a.num_heads // a.kv_heads
@@ -175,6 +190,27 @@ def _attend(
     total = weights.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
+    if tiles:
+        weights = _rounded_by_chunk(scores, top)
     attended = (weights / total) @ v
     flat: Array = attended.transpose(1, 0, 2).reshape(q.shape[1], -1)
     return flat
+
+
+def _with_fewer_bits(stored: Array) -> Array:
+    """Values of float16 with three bits less, ties away from 0; 0 below 2^-14."""
+    bits = stored.astype(np.float16).view(np.uint16) + np.uint16(4) & np.uint16(0xFFF8)
+    bits[bits & 0x7C00 == 0] = 0
+    return bits.view(np.float16).astype(np.float64)
+
+
+def _rounded_by_chunk(scores: Array, top: Array) -> Array:
+    """exp(scores - top), rounded to bfloat16 beside the largest of its chunk of keys."""
+    chunks = []
+    for start in range(0, scores.shape[-1], CHUNK):
+        chunk = scores[..., start : start + CHUNK]
+        largest = chunk.max(axis=-1, keepdims=True)
+        largest = np.where(np.isfinite(largest), largest, top)
+        rounded = ties_to_even(np.exp(chunk - largest).astype(np.float32))
+        chunks.append(rounded * np.exp(largest - top))
+    return np.concatenate(chunks, axis=-1)

@@ -13,6 +13,7 @@ from enginewright.plugins.block_linear.contract import (
     LARGEST_WORD,
     SMALLEST_SCALE,
 )
+from enginewright.plugins.rounding import ties_away, ties_to_even
 
 
 def block_linear(
@@ -39,20 +40,6 @@ def block_linear(
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T
     return y if bias is None else y + bias
-
-
-def ties_to_even(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The nearest values of bfloat16."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    lost = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    rounded = ((bits + lost) & np.uint32(0xFFFF0000)).view(np.float32)
-    return np.where(np.isfinite(x), rounded, x).astype(np.float64)
-
-
-def ties_away(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The nearest values of bfloat16; of two, the one further from 0."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 def dequantize(

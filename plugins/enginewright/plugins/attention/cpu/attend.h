@@ -21,6 +21,7 @@ namespace enginewright::attention {
 namespace {
 
 constexpr size_t kLanesOfSums = 16;
+constexpr size_t kTaskRows = 96;
 
 // Keys [first, last), in a chunk or in all.
 struct Range {
@@ -41,6 +42,13 @@ struct Partial {
     float& sum() const { return at[1]; }
     float* values() const { return at + kPadding; }
 };
+
+// Floats of room that a task needs.
+size_t room_of(const Step& step, size_t positions) {
+    const size_t rows = positions * step.group();
+    return rows * (step.head_dim + kChunk + 2 * step.partial_width()) +
+           step.block_size * step.head_dim + kPadding;
+}
 
 template <class Isa>
 struct Room {
@@ -275,17 +283,15 @@ void finish_all(const Room<Isa>& room, float* sum) {
         finish<Isa>(room, row, {sum + row * room.step.partial_width()});
 }
 
-template <class Isa, class T>
-void attend(const Step& step, const Task& task, float* memory) {
-    if (task.writes) write<Isa, T>(step, task.row, task.kv_head, task.first, task.last);
-    Room<Isa> room(step, task, memory);
-    prepare_queries<Isa>(room);
+// Calls f with each chunk of the task in turn, and puts their results together.
+template <class Isa, class F>
+void for_each_chunk(Room<Isa>& room, const F& f) {
+    const Task& task = room.task;
     for (size_t chunk = task.first_chunk; chunk < task.last_chunk; ++chunk) {
         const size_t at = chunk - task.first_chunk;
-        if (task.partials) room.chunk = task.partials + at * room.rows * step.partial_width();
-        score_chunk<Isa, T>(room, chunk);
-        soften_chunk<Isa>(room, chunk);
-        weigh_chunk<Isa, T>(room, chunk);
+        if (task.partials)
+            room.chunk = task.partials + at * room.rows * room.step.partial_width();
+        f(chunk);
         if (task.partials) continue;
         if (at == 0)
             std::swap(room.sum, room.chunk);
@@ -293,6 +299,18 @@ void attend(const Step& step, const Task& task, float* memory) {
             join_all<Isa>(room, room.sum, room.chunk);
     }
     if (!task.partials) finish_all<Isa>(room, room.sum);
+}
+
+template <class Isa, class T>
+void attend(const Step& step, const Task& task, float* memory) {
+    if (task.writes) write<Isa, T>(step, task.row, task.kv_head, task.first, task.last);
+    Room<Isa> room(step, task, memory);
+    prepare_queries<Isa>(room);
+    for_each_chunk(room, [&](size_t chunk) {
+        score_chunk<Isa, T>(room, chunk);
+        soften_chunk<Isa>(room, chunk);
+        weigh_chunk<Isa, T>(room, chunk);
+    });
 }
 
 template <class Isa>
@@ -306,7 +324,7 @@ void merge(const Step& step, const Task& task, float* memory) {
 
 template <class Isa, class T>
 constexpr Kernels kernels_of() {
-    return {write<Isa, T>, attend<Isa, T>, merge<Isa>};
+    return {write<Isa, T>, attend<Isa, T>, merge<Isa>, room_of, kTaskRows};
 }
 
 template <class Isa>

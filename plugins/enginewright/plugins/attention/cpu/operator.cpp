@@ -43,6 +43,9 @@ const KernelSet& kernel_set() {
 }
 
 const Kernels& kernels_for(ort::ElementType type) {
+#if defined(__x86_64__)
+    if (type == ort::kFloat16 && instruction_set() >= InstructionSet::kAmx) return kAmx;
+#endif
     const KernelSet& set = kernel_set();
     if (type == ort::kFloat) return set.float32;
     return type == ort::kFloat16 ? set.float16 : set.int8;
@@ -260,10 +263,10 @@ class Kernel {
 
     ort::Status* run(ort::KernelContext* context, const Step& step, const Kernels& kernels) const {
         thread_local Plan plan;
-        plan.make(step, wanted_tasks());
+        plan.make(step, kernels.rows_of_task, wanted_tasks());
         size_t positions = 0;
         for (const Task& task : plan.tasks) positions = std::max(positions, task.last - task.first);
-        Run run{step, kernels, plan, room_of(step, positions)};
+        Run run{step, kernels, plan, kernels.room(step, positions)};
         ort::Status* status = share(context, run, Run::write, plan.writes.size());
         if (!status) status = share(context, run, Run::attend, plan.tasks.size());
         if (!status) status = share(context, run, Run::merge, plan.merges.size());

@@ -14,19 +14,13 @@ size_t divided_up(size_t value, size_t by) { return (value + by - 1) / by; }
 
 }  // namespace
 
-size_t room_of(const Step& step, size_t positions) {
-    const size_t rows = positions * step.group();
-    return rows * (step.head_dim + kChunk + 2 * step.partial_width()) +
-           step.block_size * step.head_dim + kPadding;
-}
-
-void Plan::make(const Step& step, size_t parts) {
+void Plan::make(const Step& step, size_t rows_of_task, size_t parts) {
     writes.clear();
     tasks.clear();
     merges.clear();
     whole_.clear();
     work = 0;
-    for (size_t row = 0; row < step.batch; ++row) add_row(step, row);
+    for (size_t row = 0; row < step.batch; ++row) add_row(step, row, rows_of_task);
     if (whole_.size() < parts)
         cut(step, parts);
     else
@@ -34,10 +28,10 @@ void Plan::make(const Step& step, size_t parts) {
 }
 
 // The last positions see the most keys: their tasks come first, so that none is left at the end.
-void Plan::add_row(const Step& step, size_t row) {
+void Plan::add_row(const Step& step, size_t row, size_t rows_of_task) {
     const size_t past = static_cast<size_t>(step.past_lengths[row]);
     const size_t count = static_cast<size_t>(step.new_lengths[row]);
-    const size_t most = std::max<size_t>(1, kTaskRows / step.group());
+    const size_t most = std::max<size_t>(1, rows_of_task / step.group());
     const size_t tiles = divided_up(count, most);
     for (size_t kv_head = 0; kv_head < step.kv_heads; ++kv_head) {
         for (size_t first = 0; count > 1 && first < count; first += kWrittenTogether)

@@ -17,11 +17,12 @@ class Plan {
     // Multiplications of the step, by which its size is judged.
     size_t work = 0;
 
-    // `parts`: tasks that there should be at least, where the step has so much to do.
-    void make(const Step& step, size_t parts);
+    // `rows_of_task`: see Kernels. `parts`: tasks that there should be at least, where the step has
+    // so much to do.
+    void make(const Step& step, size_t rows_of_task, size_t parts);
 
   private:
-    void add_row(const Step& step, size_t row);
+    void add_row(const Step& step, size_t row, size_t rows_of_task);
     void cut(const Step& step, size_t parts);
 
     std::vector<Task> whole_;

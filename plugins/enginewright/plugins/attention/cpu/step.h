@@ -33,8 +33,6 @@ constexpr size_t kChunk = 256;
 constexpr size_t kLargestHead = 256;
 // Blocks are multiples of this and divide a chunk.
 constexpr size_t kSmallestBlock = 32;
-// Rows of queries (positions by heads of a group) that one task takes at a time, if it may choose.
-constexpr size_t kTaskRows = 96;
 // Rows of sums are padded to the widest vector.
 constexpr size_t kPadding = 16;
 
@@ -65,9 +63,6 @@ struct Task {
     float* partials;  // where the chunks' results go, one after the other; null: they become `out`
 };
 
-// Floats of room that a task needs.
-size_t room_of(const Step& step, size_t positions);
-
 // The kernels of one instruction set over a cache of one type.
 struct Kernels {
     // Writes keys and values of the new positions [first, last) of a row to the cache.
@@ -75,6 +70,10 @@ struct Kernels {
     void (*attend)(const Step&, const Task&, float* room);
     // Puts the partial results of all the chunks together; the task's are of those all.
     void (*merge)(const Step&, const Task&, float* room);
+    // Floats of room that a task of so many positions needs.
+    size_t (*room)(const Step&, size_t positions);
+    // Rows of queries (positions by heads of a group) that one task takes at a time, if it may choose.
+    size_t rows_of_task;
 };
 
 struct KernelSet {
@@ -85,6 +84,7 @@ extern const KernelSet kPortable;
 #if defined(__x86_64__)
 extern const KernelSet kAvx2;
 extern const KernelSet kAvx512;
+extern const Kernels kAmx;  // of a cache of float16
 #endif
 
 }  // namespace enginewright::attention

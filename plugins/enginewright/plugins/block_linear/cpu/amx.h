@@ -20,6 +20,7 @@
 #include <cstring>
 #include <vector>
 
+#include "amx_tiles.h"
 #include "tensors.h"
 #include "unroll.h"
 
@@ -28,11 +29,9 @@
 namespace enginewright {
 namespace {
 
-constexpr size_t kSide = 16;
 constexpr size_t kDepth = 32;
 constexpr size_t kStepBytes = kDepth / 2;  // of codes
 constexpr size_t kPanelRows = 2 * kSide;
-constexpr size_t kTile = 1024;
 constexpr size_t kPanelStep = kPanelRows * kDepth * 2;
 // Steps that panels have room for in the nearer caches; a multiple of those of the largest block.
 constexpr size_t kRoomSteps = 144;

@@ -10,37 +10,12 @@ namespace {
 constexpr size_t kPairsOfTask = 8;
 constexpr size_t kRuns = 12;
 
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes_of_row[16] = {};
-    uint8_t rows[16] = {};
-};
-
-// Tiles 0 to 3 are totals (rows of W by rows of x: 0 and 1 the first 16 of W), 4 and 5 are of W,
-// 6 and 7 of x.
-class Tiles {
-  public:
-    explicit Tiles(size_t width) {
-        TileConfig config;
-        for (size_t i = 0; i < 8; ++i) {
-            config.rows[i] = kSide;
-            config.bytes_of_row[i] = static_cast<uint16_t>(i == 4 || i == 5 ? 64 : width * 4);
-        }
-        _tile_loadconfig(&config);
-    }
-    ~Tiles() { _tile_release(); }
-    Tiles(const Tiles&) = delete;
-    Tiles& operator=(const Tiles&) = delete;
-};
+// Tiles of x are as wide as it has rows.
+Tiles tiles_for(size_t width) {
+    return {{kSide, width * 4}, {kSide, 64}, {kSide, width * 4}};
+}
 
 constexpr size_t kTotals = kSide * kSide;
-
-void zero_totals() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
 
 void load_totals(const float* totals) {
     _tile_loadd(0, totals, 64);
@@ -66,7 +41,7 @@ class Multiplication {
 
     // Few rows of x, at most 32: while some steps of W are made bfloat16 those before are multiplied.
     void few() const {
-        const Tiles tiles(width_of(a_));
+        const Tiles tiles = tiles_for(width_of(a_));
         Steps before{};
         for (size_t n = n0_, parity = 0; n < n1_; n += kPanelRows) {
             read_values(n);
@@ -84,7 +59,7 @@ class Multiplication {
     // Many rows of x: each 32 of them meet several panels, as far as those stay in the cache, so
     // that rows of y are written in longer pieces.
     void many() const {
-        const Tiles tiles(width_of(a_));
+        const Tiles tiles = tiles_for(width_of(a_));
         const size_t columns = std::max<size_t>(1, kRoomSteps / steps_) * kPanelRows;
         for (size_t n = n0_; n < n1_; n += columns) {
             const size_t end = std::min(n1_, n + columns);
@@ -153,7 +128,7 @@ class Multiplication {
         const bool all = m1_ - m0_ <= kPanelRows, last = steps.first + steps.count == steps_;
         float* totals = room_.totals[(m - m0_) / kPanelRows];
         if (steps.first == 0)
-            zero_totals();
+            zero_sums();
         else if (!all)
             load_totals(totals);
         for (size_t s = 0; s < steps.count; ++s)
@@ -169,7 +144,7 @@ class Multiplication {
         _tile_loadd(6, x_tile(w_, a_, m, step), line);
         _tile_dpbf16ps(0, 4, 6);
         if (two_of_w) {
-            _tile_loadd(5, panel + kTile, 64);
+            _tile_loadd(5, panel + kTileBytes, 64);
             _tile_dpbf16ps(2, 5, 6);
         }
         if (two_of_x) {
