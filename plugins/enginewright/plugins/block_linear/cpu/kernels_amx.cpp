@@ -140,11 +140,12 @@ class Multiplication {
     void multiply_step(size_t m, size_t n, size_t step, const uint8_t* panel) const {
         const size_t line = width_of(a_) * 4;
         const bool two_of_w = n + kSide < n1_, two_of_x = m + kSide < m1_;
-        _tile_loadd(4, panel, 64);
+        // A panel is read once for each rows of x, which shall stay in the nearest cache.
+        _tile_stream_loadd(4, panel, 64);
         _tile_loadd(6, x_tile(w_, a_, m, step), line);
         _tile_dpbf16ps(0, 4, 6);
         if (two_of_w) {
-            _tile_loadd(5, panel + kTileBytes, 64);
+            _tile_stream_loadd(5, panel + kTileBytes, 64);
             _tile_dpbf16ps(2, 5, 6);
         }
         if (two_of_x) {
