@@ -289,8 +289,7 @@ void for_each_chunk(Room<Isa>& room, const F& f) {
     const Task& task = room.task;
     for (size_t chunk = task.first_chunk; chunk < task.last_chunk; ++chunk) {
         const size_t at = chunk - task.first_chunk;
-        if (task.partials)
-            room.chunk = task.partials + at * room.rows * room.step.partial_width();
+        if (task.partials) room.chunk = task.partials + at * room.rows * room.step.partial_width();
         f(chunk);
         if (task.partials) continue;
         if (at == 0)

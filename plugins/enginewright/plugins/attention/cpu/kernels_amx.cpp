@@ -66,8 +66,9 @@ struct Pair {
     Pair(const TileRoom& room, size_t row, size_t chunk)
         : row(row), end(std::min(room.rows, row + kPairRows)), start(chunk * kChunk) {
         const Range seen = room.visible(row, end).within(start, start + kChunk);
-        keys = seen.empty() ? Range{0, 0}
-                            : Range{(seen.first - start) / kStep * kStep, up(seen.last - start, kStep)};
+        keys = seen.empty()
+                   ? Range{0, 0}
+                   : Range{(seen.first - start) / kStep * kStep, up(seen.last - start, kStep)};
     }
     bool two() const { return row + kSide < end; }
     // Columns that are multiplied at a time.
@@ -156,8 +157,8 @@ void score_pair(const TileRoom& room, const Chunk& chunk, const Pair& pair) {
         const bool wide = !pair.two() && key + kStep < pair.keys.last;
         zero_sums();
         for (size_t d = 0; d < depth; d += kStep)
-            multiply_step({room.queries + pair.row * depth + d, depth, pair.two()},
-                          right(key, d), wide ? right(key + kStep, d) : nullptr);
+            multiply_step({room.queries + pair.row * depth + d, depth, pair.two()}, right(key, d),
+                          wide ? right(key + kStep, d) : nullptr);
         float* scores = room.scores + key;
         _tile_stored(0, scores, bytes);
         _tile_stored(2, scores + kSide, bytes);
@@ -168,34 +169,39 @@ void score_pair(const TileRoom& room, const Chunk& chunk, const Pair& pair) {
     }
 }
 
-// The scores of 16 keys, from one on; -inf for those that the row does not see.
-inline __m512 seen_scores(const Step& step, const float* scores, size_t key, Range seen) {
+// The scores of 16 keys, from one on; -inf for those that the row does not see. Plain: it sees all
+// of the steps, and there is no cap.
+template <bool Plain>
+VecOf<Avx512> seen_scores(const Step& step, const float* scores, size_t key, Range seen) {
+    VecOf<Avx512> found = load<Avx512>(scores + key) * kOfProducts;
+    if constexpr (Plain) return found;
     const auto until = [&](size_t end) {
         return end <= key ? 0u : end >= key + kSide ? 0xffffu : (1u << (end - key)) - 1;
     };
     const auto there = static_cast<__mmask16>(until(seen.last) & ~until(seen.first));
-    VecOf<Avx512> found = load<Avx512>(scores + key) * kOfProducts;
     if (step.softcap != 0) found = step.softcap * tanh<Avx512>(found / step.softcap);
     return _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()), there,
                               found);
 }
 
 // Scores of a row become weights, as left rows; its maximum and its sum are noted.
+template <bool Plain>
 void soften_row(const Step& step, float* scores, Range steps, Range seen, const Partial& result) {
     VecOf<Avx512> tops[2], sums[2] = {};
     tops[0] = tops[1] = splat<Avx512>(-std::numeric_limits<float>::infinity());
     for (size_t key = steps.first; key < steps.last; key += kStep)
-        for (size_t half = 0; half < 2; ++half)
+        unroll<2>([&](auto half) {
             tops[half] = _mm512_max_ps(tops[half],
-                                       seen_scores(step, scores, key + half * kSide, seen));
+                                       seen_scores<Plain>(step, scores, key + half * kSide, seen));
+        });
     const float maximum = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
     for (size_t key = steps.first; key < steps.last; key += kStep) {
         VecOf<Avx512> weights[2];
-        for (size_t half = 0; half < 2; ++half) {
-            const VecOf<Avx512> score = seen_scores(step, scores, key + half * kSide, seen);
+        unroll<2>([&](auto half) {
+            const auto score = seen_scores<Plain>(step, scores, key + half * kSide, seen);
             weights[half] = exp_of_negative<Avx512>(score - maximum);
             sums[half] += weights[half];
-        }
+        });
         round_left(weights[0], weights[1], scores + key);
     }
     result.maximum() = maximum;
@@ -207,12 +213,14 @@ void soften_pair(const TileRoom& room, const Pair& pair) {
         const Partial result{room.chunk + row * room.step.partial_width()};
         result.maximum() = -std::numeric_limits<float>::infinity();
         const Range seen = room.visible(row).within(pair.start, pair.start + kChunk);
+        const Range here{seen.first - pair.start, seen.last - pair.start};
         float* scores = room.scores + (row - pair.row) * kChunk;
         if (seen.empty())
             std::fill(scores + pair.keys.first, scores + pair.keys.last, 0.0f);
+        else if (here.count() == pair.keys.count() && room.step.softcap == 0)
+            soften_row<true>(room.step, scores, pair.keys, here, result);
         else
-            soften_row(room.step, scores, pair.keys,
-                       {seen.first - pair.start, seen.last - pair.start}, result);
+            soften_row<false>(room.step, scores, pair.keys, here, result);
     }
 }
 

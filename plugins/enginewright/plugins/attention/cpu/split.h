@@ -27,7 +27,8 @@ constexpr float kOfProducts = 0x1p48f;  // 2^112 / kUnit
 // 32 numbers of a left row.
 inline void round_left(__m512 first, __m512 second, float* to) {
     const __m512 unit = _mm512_set1_ps(kUnit);
-    const auto rounded = _mm512_cvtne2ps_pbh(_mm512_mul_ps(second, unit), _mm512_mul_ps(first, unit));
+    const auto rounded =
+        _mm512_cvtne2ps_pbh(_mm512_mul_ps(second, unit), _mm512_mul_ps(first, unit));
     _mm512_storeu_si512(to, reinterpret_cast<__m512i>(rounded));
 }
 
@@ -61,8 +62,7 @@ void round_some(Cached rows, size_t first, size_t last, size_t columns, Cached l
     for (size_t pair = 0; pair < kSide; ++pair) {
         const __m512i even = row(2 * pair), odd = row(2 * pair + 1);
         _mm512_store_si512(to + pair * 64, _mm512_permutex2var_epi16(even, low, odd));
-        _mm512_store_si512(to + kTileBytes + pair * 64,
-                           _mm512_permutex2var_epi16(even, high, odd));
+        _mm512_store_si512(to + kTileBytes + pair * 64, _mm512_permutex2var_epi16(even, high, odd));
     }
 }
 
@@ -86,8 +86,8 @@ struct Left {
 [[gnu::always_inline]] inline void multiply_step(Left left, const uint8_t* right,
                                                  const uint8_t* more) {
     const size_t bytes = left.stride * sizeof(float);
-    _tile_loadd(6, right, 64);
-    _tile_loadd(7, right + kTileBytes, 64);
+    _tile_stream_loadd(6, right, 64);
+    _tile_stream_loadd(7, right + kTileBytes, 64);
     _tile_loadd(4, left.at, bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(2, 4, 7);

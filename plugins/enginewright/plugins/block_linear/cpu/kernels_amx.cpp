@@ -11,9 +11,7 @@ constexpr size_t kPairsOfTask = 8;
 constexpr size_t kRuns = 12;
 
 // Tiles of x are as wide as it has rows.
-Tiles tiles_for(size_t width) {
-    return {{kSide, width * 4}, {kSide, 64}, {kSide, width * 4}};
-}
+Tiles tiles_for(size_t width) { return {{kSide, width * 4}, {kSide, 64}, {kSide, width * 4}}; }
 
 constexpr size_t kTotals = kSide * kSide;
 
