@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from enginewright.plugins.attention.contract import (
+    BFLOAT16,
     DOMAIN,
     INPUTS,
     OP_TYPE,
@@ -52,6 +53,7 @@ class Case:
     rotary_dim: int = 0
     interleaved: int = 0
     sinks: bool = False
+    bfloat16: int = 1  # allowed; only a cache of float16, and AMX, make use of it
 
     @property
     def attributes(self) -> AttentionAttributes:
@@ -123,7 +125,7 @@ class Case:
         names = [name if name in step or name in fixed else "" for name in INPUTS]
         while not names[-1]:
             names.pop()
-        given = vars(self.attributes) | attributes
+        given = vars(self.attributes) | {BFLOAT16: self.bfloat16} | attributes
         node = helper.make_node(OP_TYPE, names, list(OUTPUTS), domain=DOMAIN, **given)
         stored = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
 
@@ -199,6 +201,7 @@ def run(session: Any, step: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
 
 SEQUENCE = Case(heads=6, kv_heads=2, size=24, pasts=(0,), news=(562,), rotary_dim=16, window=400)
 """One row, three chunks of 256, that is computed in other steps, too."""
+EXACT = Case("float16", pasts=(0, 300), news=(40, 1), bfloat16=0)
 CUTS = {
     "in chunks of 32": [32] * 17 + [18],
     "in uneven chunks": [1, 255, 2, 100, 3, 148, 7, 6, 40],
@@ -248,6 +251,7 @@ def compute(library: Path) -> Arrays:
         one, two = (session(library, case.model(), threads) for threads in (1, 2))
         keep(name, run(one, case.step()))
         keep(f"{name} two threads", run(two, case.step()))
+    keep("exact", run(session(library, EXACT.model()), EXACT.step()))
     for dtype in DTYPES:
         case = replace(SEQUENCE, dtype=dtype)
         opened = session(library, case.model(), 2)
@@ -324,6 +328,11 @@ def test_the_environment_chooses_the_kernels(compute_with):
 def test_wider_registers_give_the_same_bits(compute_with):
     found, narrow = compute_with("avx512"), compute_with("avx2")
     assert [name for name in found if not np.array_equal(found[name], narrow[name])] == []
+
+
+def test_nothing_becomes_bfloat16_where_that_is_not_allowed(compute_with):
+    found, wanted = compute_with("amx"), compute_with("avx512")
+    assert np.array_equal(found["exact out"], wanted["exact out"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

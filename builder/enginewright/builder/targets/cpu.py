@@ -80,7 +80,9 @@ class CpuTarget(Target):
             if library is not None:
                 native, kv = model.clone(), _paged(request)
                 paged = (kv.dtype, kv.block_size, request.kv_scales)
-                recorder.run(lower_paged_attention, native, *paged, plan="native")
+                # Weights of 4 bits are further from the model than numbers of bfloat16 are.
+                rounds = request.precision == "int4"
+                recorder.run(lower_paged_attention, native, *paged, bfloat16=rounds, plan="native")
                 recorder.run(lower_row_ops, native, plan="native")
                 recorder.run(simplify, native, plan="native")
                 _save(native, weights, request.folder / _NATIVE)

@@ -42,9 +42,9 @@ const KernelSet& kernel_set() {
     return kPortable;
 }
 
-const Kernels& kernels_for(ort::ElementType type) {
+const Kernels& kernels_for(ort::ElementType type, bool bfloat16) {
 #if defined(__x86_64__)
-    if (type == ort::kFloat16 && instruction_set() >= InstructionSet::kAmx) return kAmx;
+    if (bfloat16 && type == ort::kFloat16 && instruction_set() >= InstructionSet::kAmx) return kAmx;
 #endif
     const KernelSet& set = kernel_set();
     if (type == ort::kFloat) return set.float32;
@@ -101,7 +101,7 @@ struct Run {
 // What a node says; see contract.py.
 struct Attributes {
     int64_t num_heads = 0, kv_heads = 0, window = 0, rotary_dim = 0, interleaved = 0;
-    int64_t abi_version = 1;
+    int64_t abi_version = 1, bfloat16 = 0;
     float scale = 0, softcap = 0;
 };
 
@@ -116,6 +116,7 @@ class Kernel {
         read_attribute(api_, info, "rotary_dim", &a_.rotary_dim);
         read_attribute(api_, info, "interleaved", &a_.interleaved);
         read_attribute(api_, info, "abi_version", &a_.abi_version);
+        read_attribute(api_, info, "bfloat16", &a_.bfloat16);
         read_attribute(api_, info, "scale", &a_.scale);
         read_attribute(api_, info, "softcap", &a_.softcap);
     }
@@ -145,7 +146,7 @@ class Kernel {
         step.out = static_cast<float*>(out);
         if (auto* status = cache(context, kKCacheOut, in[kKCache], &step.k_cache)) return status;
         if (auto* status = cache(context, kVCacheOut, in[kVCache], &step.v_cache)) return status;
-        return run(context, step, kernels_for(in[kKCache].type));
+        return run(context, step, kernels_for(in[kKCache].type, a_.bfloat16 == 1));
     }
 
     const ort::Api& api() const { return api_; }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "fetch.h"
 #include "step.h"
 #include "vectors.h"
 
@@ -53,8 +54,7 @@ struct Block {
 
 template <class Isa, size_t V, class T>
 [[gnu::always_inline]] inline void prefetch(const T* from) {
-    constexpr size_t line = 64 / sizeof(T), lines = (V * Isa::kLanes + line - 1) / line;
-    unroll<lines>([&](auto i) { __builtin_prefetch(from + i * line); });
+    fetch<V * Isa::kLanes * sizeof(T)>(from);
 }
 
 // scores [R, kChunk] from q [D, R] and keys [D, block size], for V vectors of keys.

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "amx_tiles.h"
+#include "fetch.h"
 #include "tensors.h"
 #include "unroll.h"
 
@@ -35,8 +36,6 @@ constexpr size_t kPanelRows = 2 * kSide;
 constexpr size_t kPanelStep = kPanelRows * kDepth * 2;
 // Steps that panels have room for in the nearer caches; a multiple of those of the largest block.
 constexpr size_t kRoomSteps = 144;
-// Bytes ahead. Rows of W that are read side by side are not fetched by the processor itself.
-constexpr size_t kAhead = 24576;
 
 __mmask16 first(size_t count) { return static_cast<__mmask16>((1u << std::min(count, kSide)) - 1); }
 
@@ -47,8 +46,8 @@ __m512 load_values(const void* values, size_t index, __mmask16 mask, bool half) 
     return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + index);
 }
 
-void fetch(const void* values, size_t index, bool half) {
-    _mm_prefetch(static_cast<const uint8_t*>(values) + index * (half ? 2 : 4), _MM_HINT_T1);
+ENGINEWRIGHT_INLINE void fetch_values(const void* values, size_t index, bool half) {
+    fetch<kLine>(static_cast<const uint8_t*>(values) + index * (half ? 2 : 4));
 }
 
 __m512 load_zeros(const uint8_t* row, size_t b, __mmask16 mask) {
@@ -69,8 +68,8 @@ struct Values {
         for (size_t i = 0; i < count; i += kSide) {
             const size_t at = n * w.blocks + i;
             const __mmask16 mask = first(count - i);
-            fetch(w.scales, at + 2 * count, w.half);
-            if (w.offsets) fetch(w.offsets, at + 2 * count, w.half);
+            fetch_values(w.scales, at + 2 * count, w.half);
+            if (w.offsets) fetch_values(w.offsets, at + 2 * count, w.half);
             const __m512 scale = load_values(w.scales, at, mask, w.half);
             const __m512 offset =
                 w.offsets ? load_values(w.offsets, at, mask, w.half) : _mm512_setzero_ps();
@@ -138,16 +137,17 @@ ENGINEWRIGHT_INLINE void dequantize_steps(const uint8_t* codes, const RowValues&
     });
 }
 
-// Steps of rows of W, from row n and a first step on; the values are those of row n on.
+// Steps of rows of W, from row n and a first step on; the values are those of row n on. The same of
+// the next panel are fetched: the processor does not, of rows that are read side by side.
 template <size_t Block, size_t Steps>
 void dequantize_rows(const Weights& w, size_t n, size_t first, const Values& values, size_t rows,
                      uint8_t* to) {
-    const size_t row_bytes = w.row_bytes, blocks = w.blocks, block = first * kDepth / Block;
+    const size_t row_bytes = w.row_bytes, blocks = w.blocks, ahead = kPanelRows * row_bytes;
+    const size_t block = first * kDepth / Block;
     const uint8_t* codes = w.codes + n * row_bytes + first * kStepBytes;
     RowValues row{values.scales.data() + block, values.constants.data() + block};
     for (size_t r = 0; r < rows; ++r) {
-        for (size_t line = 0; line < Steps * kStepBytes; line += 64)
-            _mm_prefetch(codes + line + kAhead, _MM_HINT_T1);
+        fetch<Steps * kStepBytes>(codes + ahead);
         dequantize_steps<Block, Steps>(codes, row, to);
         codes += row_bytes, to += kDepth * 2;
         row.scales += blocks, row.constants += blocks;

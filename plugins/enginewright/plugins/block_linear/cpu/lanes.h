@@ -20,6 +20,7 @@
 
 #include <cstring>
 
+#include "fetch.h"
 #include "tensors.h"
 #include "unroll.h"
 
@@ -34,7 +35,7 @@ constexpr size_t kRegister = 32;
 constexpr size_t kRegisters = 8;
 constexpr size_t kStepsOfChunk = 4;
 // Bytes ahead: the processor's own prefetching stops at the end of a page.
-constexpr size_t kPrefetch = 4096;
+constexpr size_t kAheadOfCodes = 4096;
 
 // Whether the processor sums the products of 4 bytes, or of 2 words, in one go.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)

@@ -179,7 +179,7 @@ ENGINEWRIGHT_INLINE Chunk<Bits, Block> read_chunk(const Weights& w, size_t n, si
             r[s] = _mm256_shuffle_epi8(r[s], turns);
         }
     });
-    unroll<2>([&](auto line) { _mm_prefetch(stored + line * 64 + kPrefetch, _MM_HINT_T0); });
+    fetch<kStepsOfChunk * kRegister>(stored + kAheadOfCodes);
     turn(r);
     unroll<kStepsOfChunk>([&](auto s) {
         const Codes two = split<Bits>(r[s]);
