@@ -20,7 +20,8 @@
 Row b attends over its past_lengths[b] cached tokens and, causally, over its new ones.
 On the CPU blocks of k_cache are [kv_heads, D, size], and q may hold q, k and v side by side: see
 cpu/step.h. There a node may have the attribute ``bfloat16``: if it is 1, what is multiplied may be
-rounded to that type, where the processor has tiles of it and the cache is float16. A changed meaning is a new ``abi_version``.
+rounded to that type, where the processor has tiles of it and the cache is float16. A changed
+meaning is a new ``abi_version``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@
 // 256 that are cut at absolute positions. Of a chunk: each score is summed over d in order; the
 // weights exp(score - maximum) are summed in 16 lanes, by the key's place; the weighted values are
 // summed over the keys in order. Chunks are then put together in order. Keys that a query does not
-// see are left out.
+// see are left out. kernels_amx.cpp has an order of its own, which is one as well.
 #pragma once
 
 #include <cstddef>
