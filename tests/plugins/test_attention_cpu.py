@@ -7,6 +7,7 @@ own: this file, run as a script.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -201,6 +202,11 @@ def run(session: Any, step: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
 
 SEQUENCE = Case(heads=6, kv_heads=2, size=24, pasts=(0,), news=(562,), rotary_dim=16, window=400)
 """One row, three chunks of 256, that is computed in other steps, too."""
+SEQUENCES = {
+    "sequence": SEQUENCE,
+    "sequence in large blocks": replace(SEQUENCE, size=72, block=128, window=0, softcap=3.0),
+}
+LARGEST = Case("float16", pasts=(0,), news=(2,))
 EXACT = Case("float16", pasts=(0, 300), news=(40, 1), bfloat16=0)
 CUTS = {
     "in chunks of 32": [32] * 17 + [18],
@@ -208,6 +214,13 @@ CUTS = {
     "one by one at the end": [520, *[1] * 42],
     "one by one over a chunk's end": [250, *[1] * 12, 300],
 }
+
+
+def largest_step() -> Arrays:
+    """Values beyond the largest of float16, which are stored as that."""
+    step = LARGEST.step()
+    step["v"][0, 0, :2] = 1e6, -1e6
+    return step
 
 
 def in_steps(opened: Any, case: Case, lengths: list[int]) -> Arrays:
@@ -252,13 +265,14 @@ def compute(library: Path) -> Arrays:
         keep(name, run(one, case.step()))
         keep(f"{name} two threads", run(two, case.step()))
     keep("exact", run(session(library, EXACT.model()), EXACT.step()))
-    for dtype in DTYPES:
-        case = replace(SEQUENCE, dtype=dtype)
+    keep("largest", run(session(library, LARGEST.model()), largest_step()))
+    for dtype, (name, sequence) in itertools.product(DTYPES, SEQUENCES.items()):
+        case = replace(sequence, dtype=dtype)
         opened = session(library, case.model(), 2)
-        keep(f"{dtype} sequence", run(opened, case.step()))
-        keep(f"{dtype} in a batch", among_others(opened, case))
+        keep(f"{dtype} {name}", run(opened, case.step()))
+        keep(f"{dtype} {name} in a batch", among_others(opened, case))
         for cut, lengths in CUTS.items():
-            keep(f"{dtype} {cut}", in_steps(opened, case, lengths))
+            keep(f"{dtype} {name} {cut}", in_steps(opened, case, lengths))
     return found
 
 
@@ -312,10 +326,16 @@ def test_threads_change_no_bit(computed):
 
 @pytest.mark.parametrize("other", ["in a batch", *CUTS])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_prefill_extension_and_decode_give_the_same_bits(computed, dtype, other):
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_prefill_extension_and_decode_give_the_same_bits(computed, name, dtype, other):
     for output in ("out", *CACHES):
-        whole, found = computed[f"{dtype} sequence {output}"], computed[f"{dtype} {other} {output}"]
-        assert np.array_equal(whole, found), output
+        whole = computed[f"{dtype} {name} {output}"]
+        assert np.array_equal(whole, computed[f"{dtype} {name} {other} {output}"]), output
+
+
+def test_values_that_are_stored_as_the_largest(computed, kernels):
+    wanted = LARGEST.expected(largest_step(), tiles=kernels == "amx")
+    np.testing.assert_allclose(computed["largest out"], wanted["out"], 4e-3, 1e-3)
 
 
 def test_the_environment_chooses_the_kernels(compute_with):
@@ -363,7 +383,7 @@ def test_what_is_bound_in_place_is_written_in_place(library, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("window", [0, 20])
 def test_what_a_row_does_not_see_may_be_anything(library, dtype, window):
-    case = Case(dtype, pasts=(40, 0, 33), news=(3, 9, 1), window=window)
+    case = Case(dtype, pasts=(40, 0, 33), news=(3, 20, 1), window=window)
     step = case.step()
     clean = run(session(library, case.model()), step)
     seen = np.zeros(step["k_cache"].shape[:1] + step["k_cache"].shape[2:3], bool)
@@ -395,10 +415,8 @@ def test_q_k_and_v_side_by_side_are_the_same_step(library, dtype):
 
 
 def test_numbers_beyond_the_largest_are_stored_as_that(library):
-    case = Case("float16", pasts=(0,), news=(2,))
-    step = case.step()
-    step["v"][0, 0, :2] = 1e6, -1e6
-    found = run(session(library, case.model()), step)
+    step = largest_step()
+    found = run(session(library, LARGEST.model()), step)
     block = step["block_table"][0, 0]
     assert found["v_cache"][block, 0, 0, :2].tolist() == [65504, -65504]
 

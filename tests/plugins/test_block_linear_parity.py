@@ -150,8 +150,8 @@ CASES = {case.name: case for case in swept()}
 TALL = {
     case.name: case
     for case in (
-        Case(4, 32, 576, True, False, 0, True, True, 200, (1100,)),
-        Case(4, 256, 3328, False, True, 8, False, False, 70, (600,)),
+        Case(4, 32, 576, True, False, 0, True, True, 600, (1100,)),
+        Case(4, 256, 4864, False, True, 8, False, False, 500, (600,)),
     )
 }
 """More rows, and elements of a row, than are taken at a time."""

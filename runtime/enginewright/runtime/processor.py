@@ -45,7 +45,7 @@ def has_vector_kernels(root: Path = Path("/")) -> bool:
 
 
 def has_tile_kernels(root: Path = Path("/")) -> bool:
-    """Whether our operators multiply 4-bit weights in tiles of bfloat16 here (AMX).
+    """Whether our operators work in tiles of bfloat16 here (AMX) where weights have 4 bits.
 
     That is another arithmetic than that of all other processors.
     """

@@ -1,7 +1,8 @@
 """The plain numpy meaning of CachedAttention, which every lowering and kernel is held to.
 
 Tensors and shapes: see contract.py. Everything is computed in float64 and rounded once. A quantized
-cache holds codes, int8 or, as uint8, the bits of fp8 e4m3; its values are code * scale.
+cache holds codes, int8 or, as uint8, the bits of fp8 e4m3; its values are code * scale. In one of
+float16 what is beyond the largest is stored as that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from enginewright.plugins.rounding import ties_to_even
 Array = NDArray[np.floating]
 
 FP8_MAX = 448.0
+FP16_MAX = 65504.0
 CHUNK = 256
 """Keys that the CPU's kernels take at a time."""
 
@@ -142,6 +144,8 @@ def _write(
 ) -> None:
     if scale is not None:
         new = encode(new / scale.astype(np.float64)[:, None, None], cache.dtype)
+    elif cache.dtype == np.float16:
+        new = new.clip(-FP16_MAX, FP16_MAX)
     size = cache.shape[2]
     for offset in range(new.shape[1]):
         position = past + offset
@@ -201,7 +205,11 @@ def _with_fewer_bits(stored: Array) -> Array:
     """Values of float16 with three bits less, ties away from 0; 0 below 2^-14."""
     bits = stored.astype(np.float16).view(np.uint16) + np.uint16(4) & np.uint16(0xFFF8)
     bits[bits & 0x7C00 == 0] = 0
-    return bits.view(np.float16).astype(np.float64)
+    values = bits.view(np.float16).astype(np.float64)
+    beyond = bits & 0x7C00 == 0x7C00  # which is a number of bfloat16
+    size = 2.0**16 * (1 + (bits[beyond] & 0x3FF) / 1024)
+    values[beyond] = np.where(bits[beyond] & 0x8000, -size, size)
+    return values
 
 
 def _rounded_by_chunk(scores: Array, top: Array) -> Array:

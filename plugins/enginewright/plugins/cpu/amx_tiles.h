@@ -12,6 +12,9 @@ namespace {
 constexpr size_t kSide = 16;
 constexpr size_t kTileBytes = 1024;
 
+// The compiler is not told that tiles are loaded from memory: what is written has to be there.
+[[gnu::always_inline]] inline void written_before() { asm volatile("" ::: "memory"); }
+
 // Their shapes, for as long as it lives: tiles 0 to 3 are sums, 4 and 5 left factors, 6 and 7
 // right ones.
 class Tiles {
@@ -27,6 +30,7 @@ class Tiles {
             config.rows[i] = static_cast<uint8_t>(shape.rows);
             config.bytes_of_row[i] = static_cast<uint16_t>(shape.bytes_of_row);
         }
+        written_before();
         _tile_loadconfig(&config);
     }
     ~Tiles() { _tile_release(); }

@@ -35,7 +35,8 @@ bool asked() {
     return value && std::strcmp(value, "1") == 0;
 }
 
-// Whether the system says that the whole range was mapped from a file: its pages can be read again.
+// Whether the system says that the whole range was mapped from a file: its pages can be read again,
+// since nobody writes weights.
 bool is_of_file(uintptr_t begin, uintptr_t end) {
     std::FILE* maps = std::fopen("/proc/self/maps", "r");
     if (!maps) return false;

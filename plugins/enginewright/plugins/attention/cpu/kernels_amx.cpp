@@ -1,5 +1,5 @@
 // The kernels for x86-64 with AMX, over a cache of float16: both products of attention in tiles of
-// bfloat16 (split.h).
+// bfloat16 (round.h).
 //
 // | room of a task | shape                      | meaning                                         |
 // |----------------|----------------------------|-------------------------------------------------|
@@ -12,7 +12,7 @@
 // rows of queries, 32 of them, meet a whole chunk before the next do.
 
 #include "attend.h"
-#include "split.h"
+#include "round.h"
 
 namespace enginewright::attention {
 namespace {
@@ -47,6 +47,7 @@ struct TileRoom : Room<Avx512> {
         queries = scores + kPairRows * kChunk;
         chunk = queries + all * depth;
         sum = chunk + all * step.partial_width();
+        numbers = nullptr;
     }
 
     // One pair meets what is right as it is made, so that it need not be kept.
@@ -80,7 +81,7 @@ Tiles tiles_for(size_t rows) {
     return {{left, 64}, {left, 64}, {kSide, 64}};
 }
 
-void split_queries(const TileRoom& room) {
+void round_queries(const TileRoom& room) {
     const Step& step = room.step;
     const size_t group = step.group(), first_head = room.task.kv_head * group;
     const float scale = step.k_scale ? step.scale * step.k_scale[room.task.kv_head] : step.scale;
@@ -191,14 +192,16 @@ void soften_row(const Step& step, float* scores, Range steps, Range seen, const 
     tops[0] = tops[1] = splat<Avx512>(-std::numeric_limits<float>::infinity());
     for (size_t key = steps.first; key < steps.last; key += kStep)
         unroll<2>([&](auto half) {
-            tops[half] = _mm512_max_ps(tops[half],
-                                       seen_scores<Plain>(step, scores, key + half * kSide, seen));
+            const auto score = seen_scores<Plain>(step, scores, key + half * kSide, seen);
+            if constexpr (!Plain) store<Avx512>(scores + key + half * kSide, score);
+            tops[half] = _mm512_max_ps(tops[half], score);
         });
     const float maximum = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
     for (size_t key = steps.first; key < steps.last; key += kStep) {
         VecOf<Avx512> weights[2];
         unroll<2>([&](auto half) {
-            const auto score = seen_scores<Plain>(step, scores, key + half * kSide, seen);
+            VecOf<Avx512> score = load<Avx512>(scores + key + half * kSide);
+            if constexpr (Plain) score *= kOfProducts;
             weights[half] = exp_of_negative<Avx512>(score - maximum);
             sums[half] += weights[half];
         });
@@ -212,6 +215,7 @@ void soften_pair(const TileRoom& room, const Pair& pair) {
     for (size_t row = pair.row; row < pair.end; ++row) {
         const Partial result{room.chunk + row * room.step.partial_width()};
         result.maximum() = -std::numeric_limits<float>::infinity();
+        result.sum() = 0;
         const Range seen = room.visible(row).within(pair.start, pair.start + kChunk);
         const Range here{seen.first - pair.start, seen.last - pair.start};
         float* scores = room.scores + (row - pair.row) * kChunk;
@@ -272,7 +276,7 @@ void weigh_pair(const TileRoom& room, const Chunk& chunk, const Pair& pair) {
 void attend_in_tiles(const Step& step, const Task& task, float* memory) {
     if (task.writes) write<Avx512, Half>(step, task.row, task.kv_head, task.first, task.last);
     TileRoom room(step, task, memory);
-    split_queries(room);
+    round_queries(room);
     const Tiles tiles = tiles_for(room.rows);
     for_each_chunk(room, [&](size_t index) {
         const Chunk chunk(room, index);

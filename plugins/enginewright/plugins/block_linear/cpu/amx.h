@@ -11,7 +11,7 @@
 // |--------|------------------------------|----------|--------------------------------------------|
 // | panel  | [steps, 32, 32]              | bfloat16 | 32 rows of W                               |
 // | x      | [M / 16, steps, 16, M', 2]   | bfloat16 | M' = min(M, 16) rows, the last may be less |
-// | totals | [pairs of tiles, 4, 16, M']  | float32  | of 32 rows of x: two by two tiles of W x^T |
+// | totals | [pairs of tiles, 4, 16, 16]  | float32  | of 32 rows of x: two by two tiles of W x^T |
 #pragma once
 
 #include <immintrin.h>
@@ -63,11 +63,15 @@ struct Values {
 
     void read(const Weights& w, size_t n, size_t rows) {
         const size_t count = rows * w.blocks;
-        if (scales.size() < count + kSide) scales.resize(count + kSide), constants = scales;
+        if (scales.size() < count + kSide) {
+            constants.resize(count + kSide);
+            scales.resize(count + kSide);  // the last, by which the room is known to be there
+        }
         const __m512 zero = _mm512_set1_ps(w.zero_points ? 0 : static_cast<float>(w.zero));
         for (size_t i = 0; i < count; i += kSide) {
             const size_t at = n * w.blocks + i;
             const __mmask16 mask = first(count - i);
+            // Two panels ahead: one is read at once, its codes in pieces.
             fetch_values(w.scales, at + 2 * count, w.half);
             if (w.offsets) fetch_values(w.offsets, at + 2 * count, w.half);
             const __m512 scale = load_values(w.scales, at, mask, w.half);

@@ -2,6 +2,8 @@
 //
 // Sums are over the steps of K in order, so a row's result is the same in any batch.
 
+#include <thread>
+
 #include "amx.h"
 
 namespace enginewright {
@@ -27,6 +29,18 @@ void store_totals(float* totals) {
     _tile_stored(1, totals + kTotals, 64);
     _tile_stored(2, totals + 2 * kTotals, 64);
     _tile_stored(3, totals + 3 * kTotals, 64);
+}
+
+// What a thread keeps for the blocks of any size.
+struct Room {
+    alignas(64) uint8_t panels[kRoomSteps * kPanelStep];
+    alignas(64) float totals[kPairsOfTask][4 * kTotals];
+    Values values;
+};
+
+Room& room() {
+    static thread_local Room room;
+    return room;
 }
 
 // Rows [m0, m1) of x by rows [n0, n1) of W, 32 by 32 at a time.
@@ -88,17 +102,6 @@ class Multiplication {
         uint8_t* panel;
     };
 
-    struct Room {
-        alignas(64) uint8_t panels[kRoomSteps * kPanelStep];
-        alignas(64) float totals[kPairsOfTask][4 * kTotals];
-        Values values;
-    };
-
-    static Room& room() {
-        static thread_local Room room;
-        return room;
-    }
-
     size_t rows(size_t n) const { return std::min(kPanelRows, n1_ - n); }
 
     void read_values(size_t n) const { room_.values.read(w_, n, rows(n)); }
@@ -137,6 +140,7 @@ class Multiplication {
 
     void multiply_step(size_t m, size_t n, size_t step, const uint8_t* panel) const {
         const size_t line = width_of(a_) * 4;
+        written_before();
         const bool two_of_w = n + kSide < n1_, two_of_x = m + kSide < m1_;
         // A panel is read once for each rows of x, which shall stay in the nearest cache.
         _tile_stream_loadd(4, panel, 64);
@@ -172,8 +176,8 @@ size_t bytes_of_row(const Weights& w) { return w.k * 2; }
 
 // Long runs, in which some steps are multiplied while the next are made.
 size_t columns_of_task(size_t, size_t n) {
-    constexpr size_t kOfAll = kRuns * kSide;
-    return (n + kOfAll - 1) / kOfAll * kSide;
+    static const size_t runs = std::max<size_t>(kRuns, 2 * std::thread::hardware_concurrency());
+    return (n + runs * kSide - 1) / (runs * kSide) * kSide;
 }
 
 template <size_t Block>

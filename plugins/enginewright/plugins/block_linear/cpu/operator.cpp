@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -61,6 +62,7 @@ struct Product {
     const float* x;
     float* y;
     size_t m, columns;  // rows of x, columns of y a task
+    mutable std::atomic<bool> out_of_memory = false;
 
     size_t rounds() const { return (m + kernels.rows_at_once - 1) / kernels.rows_at_once; }
     size_t row_tasks() const { return (m + kernels.rows_of_task - 1) / kernels.rows_of_task; }
@@ -75,8 +77,12 @@ struct Product {
         const auto& p = *static_cast<const Product*>(self);
         const size_t m0 = task / p.column_tasks() * p.kernels.rows_of_task;
         const size_t n0 = task % p.column_tasks() * p.columns;
-        p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + p.kernels.rows_of_task), n0,
-                           std::min(p.w.n, n0 + p.columns));
+        try {  // an exception must not leave a session's thread
+            p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + p.kernels.rows_of_task), n0,
+                               std::min(p.w.n, n0 + p.columns));
+        } catch (const std::bad_alloc&) {
+            p.out_of_memory = true;
+        }
     }
 };
 
@@ -179,7 +185,8 @@ class Kernel {
                      api_.parallel_for(context, Product::round, product.rounds(), 0, &product))
             return status;
         const size_t tasks = product.row_tasks() * product.column_tasks();
-        return api_.parallel_for(context, Product::multiply, tasks, 0, &product);
+        auto* status = api_.parallel_for(context, Product::multiply, tasks, 0, &product);
+        return !status && product.out_of_memory ? out_of_memory(api_, kName) : status;
     }
 
     ort::Status* fail(const char* message) const {

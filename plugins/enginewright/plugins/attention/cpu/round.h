@@ -1,14 +1,15 @@
 // What tiles of bfloat16 multiply in attention.
 //
-// A number of queries or weights, float32 times kUnit, is split: high is its upper half, low what is
-// left, rounded; together they are within 2^-16 of it. One of the cache, float16, is rounded to the
-// nearest bfloat16, ties away from zero, and by the way of bits: those of float16 with three less,
-// which as a bfloat16 are a number 2^-112 as large. Below 2^-14 it counts as 0.
+// A number of queries or weights, float32, is rounded to the nearest bfloat16 times kUnit, ties to
+// even. One of the cache, float16, has its ties away from zero, and is rounded by the way of bits:
+// those of float16 with three less, which as a bfloat16 are a number 2^-112 as large. Below 2^-14 it
+// counts as 0. What is no number, or infinite, counts as one above 2^16: new keys and values that
+// are none come with queries that are none, which is seen.
 //
-// | room      | shape             | meaning                                                         |
-// |-----------|-------------------|-----------------------------------------------------------------|
-// | left rows | [rows, n, 2, 32]  | high and low of 32 numbers, where float32 had been              |
-// | right     | [2, 16, 16, 2]    | a step of 32 columns: two tiles of 16 pairs of rows             |
+// | room      | shape          | meaning                                                            |
+// |-----------|----------------|--------------------------------------------------------------------|
+// | left rows | [rows, n, 64]  | 32 numbers, and as many places unused, where float32 had been      |
+// | right     | [2, 16, 16, 2] | a step of 32 columns: two tiles of 16 pairs of rows                |
 #pragma once
 
 #include "amx_tiles.h"
@@ -87,6 +88,7 @@ struct Left {
 [[gnu::always_inline]] inline void multiply_step(Left left, const uint8_t* right,
                                                  const uint8_t* more) {
     const size_t bytes = left.stride * sizeof(float);
+    written_before();
     _tile_stream_loadd(6, right, 64);
     _tile_stream_loadd(7, right + kTileBytes, 64);
     _tile_loadd(4, left.at, bytes);
