@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "fetch.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 
@@ -22,7 +24,6 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kPage = 4096;
-constexpr size_t kLine = 64;
 // Of memory that is asked for at a time; what is not written takes none.
 constexpr size_t kChunk = 64 << 20;
 

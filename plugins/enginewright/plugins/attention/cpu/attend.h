@@ -68,6 +68,15 @@ struct Room {
     }
 
     size_t tile(size_t index) const { return rows * index / tiles; }
+    // A row of q, before rotary, and what it is multiplied with.
+    const float* query(size_t row) const {
+        const size_t group = step.group(), at = task.first + row / group;
+        return step.q + (task.row * step.length + at) * step.q_width +
+               (task.kv_head * group + row % group) * step.head_dim;
+    }
+    float query_scale() const {
+        return step.k_scale ? step.scale * step.k_scale[task.kv_head] : step.scale;
+    }
     size_t position(size_t row) const {
         return static_cast<size_t>(step.past_lengths[task.row]) + task.first + row / step.group();
     }
@@ -84,16 +93,13 @@ struct Room {
 template <class Isa>
 void prepare_queries(const Room<Isa>& room) {
     const Step& step = room.step;
-    const size_t group = step.group(), first_head = room.task.kv_head * group;
-    const float scale = step.k_scale ? step.scale * step.k_scale[room.task.kv_head] : step.scale;
+    const float scale = room.query_scale();
     float turned[kRows][kLargestHead];
     for (size_t tile = 0; tile < room.tiles; ++tile) {
         const size_t begin = room.tile(tile), count = room.tile(tile + 1) - begin;
         for (size_t r = 0; r < count; ++r) {
-            const size_t row = begin + r, at = room.task.first + row / group;
-            const float* q = step.q + (room.task.row * step.length + at) * step.q_width +
-                             (first_head + row % group) * step.head_dim;
-            rotate(step, q, room.position(row), turned[r]);
+            const size_t row = begin + r;
+            rotate(step, room.query(row), room.position(row), turned[r]);
         }
         with_rows(count, [&]<size_t R>(Rows<R>) {
             float* packed = room.queries + begin * step.head_dim;

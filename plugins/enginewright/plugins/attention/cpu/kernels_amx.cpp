@@ -83,14 +83,10 @@ Tiles tiles_for(size_t rows) {
 
 void round_queries(const TileRoom& room) {
     const Step& step = room.step;
-    const size_t group = step.group(), first_head = room.task.kv_head * group;
-    const float scale = step.k_scale ? step.scale * step.k_scale[room.task.kv_head] : step.scale;
+    const float scale = room.query_scale();
     for (size_t row = 0; row < room.rows; ++row) {
-        const size_t at = room.task.first + row / group;
-        const float* q = step.q + (room.task.row * step.length + at) * step.q_width +
-                         (first_head + row % group) * step.head_dim;
         float* query = room.queries + row * room.depth;
-        rotate(step, q, room.position(row), query);
+        rotate(step, room.query(row), room.position(row), query);
         for (size_t d = 0; d < step.head_dim; ++d) query[d] *= scale;
         std::fill(query + step.head_dim, query + room.depth, 0.0f);
         for (size_t d = 0; d < room.depth; d += kStep)
