@@ -63,3 +63,20 @@ def arrays_of(
         return computed(script, kernels)
 
     return arrays_of
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``cpu_kernels``: each of the names in the test file's KERNELS."""
+    if "cpu_kernels" in metafunc.fixturenames:
+        metafunc.parametrize("cpu_kernels", metafunc.module.KERNELS)
+
+
+@pytest.fixture
+def compute_with(request: pytest.FixtureRequest, arrays_of: Any) -> Callable[[str], dict[str, Any]]:
+    """What the test file saves as a script, with kernels of that name."""
+    return functools.partial(arrays_of, str(request.path))
+
+
+@pytest.fixture
+def computed(cpu_kernels: str, compute_with: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return compute_with(cpu_kernels)

@@ -6,11 +6,10 @@ own: this file, run as a script.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ BLOCKS_AND_INPUTS = (
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 65)
 COLUMNS = (1, 5, 33)
 Results = dict[str, np.ndarray[Any, Any]]
-ComputeWith = Callable[[str], Results]
 KERNELS = ("portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx")
 OTHER_RUNS = ("alone", "two threads", "two threads, alone")
 
@@ -207,23 +205,6 @@ def compute(library: Path) -> Results:
     return found
 
 
-@pytest.fixture(scope="session")
-def compute_with(arrays_of: Callable[[str, str], Results]) -> ComputeWith:
-    """The results of all cases with kernels of that name."""
-    return functools.partial(arrays_of, __file__)
-
-
-@pytest.fixture(params=KERNELS)
-def kernels(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def computed(kernels: str, compute_with: ComputeWith) -> Results:
-    return compute_with(kernels)
-
-
 def expected(
     case: Case, x: np.ndarray[Any, Any], kernels: str = ""
 ) -> tuple[np.ndarray[Any, Any], Any]:
@@ -243,11 +224,11 @@ def expected(
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("block", "inputs"), BLOCKS_AND_INPUTS)
-def test_products_are_those_of_the_reference(computed, kernels, bits, block, inputs):
+def test_products_are_those_of_the_reference(computed, cpu_kernels, bits, block, inputs):
     cases = [c for c in CASES.values() if (c.bits, c.block, c.inputs) == (bits, block, inputs)]
     assert len(cases) == 32
     for case in cases:
-        y, tolerance = expected(case, case.x(), kernels)
+        y, tolerance = expected(case, case.x(), cpu_kernels)
         found = computed[case.name]
         assert found.shape == y.shape
         assert found.dtype == np.float32
@@ -261,15 +242,15 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(computed, oth
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_rows_that_are_no_ordinary_numbers(computed, kernels, bits):
+def test_rows_that_are_no_ordinary_numbers(computed, cpu_kernels, bits):
     case, x = special_rows(bits)
     found = computed[f"special {bits}"]
     with np.errstate(invalid="ignore"):
-        y, tolerance = expected(case, x, kernels)
+        y, tolerance = expected(case, x, cpu_kernels)
     bias = case.tensors()["bias"]
     assert np.isnan(found[3]).all()
     assert np.isnan(y[3]).all()
-    assert (np.isnan(found[5]) | (case.in_tiles(kernels) & np.isinf(found[5]))).all()
+    assert (np.isnan(found[5]) | (case.in_tiles(cpu_kernels) & np.isinf(found[5]))).all()
     others = [0, 1, 2, 4, 6, 7, 8]
     assert (np.abs(found[others] - y[others]) <= tolerance[others]).all()
     assert np.array_equal(found[1], bias)
@@ -277,9 +258,9 @@ def test_rows_that_are_no_ordinary_numbers(computed, kernels, bits):
 
 
 @pytest.mark.parametrize("name", TALL)
-def test_many_rows(computed, kernels, name):
+def test_many_rows(computed, cpu_kernels, name):
     case, x = TALL[name], TALL[name].x()
-    y, tolerance = expected(case, x, kernels)
+    y, tolerance = expected(case, x, cpu_kernels)
     assert (np.abs(computed[name] - y) <= tolerance).all()
     for count in TALL_COUNTS:
         assert np.array_equal(computed[f"{name} {count}"], computed[name][:count]), count

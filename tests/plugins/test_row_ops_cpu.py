@@ -101,12 +101,6 @@ def compute(library: Path) -> Arrays:
     return found
 
 
-@pytest.fixture(params=KERNELS)
-def computed(request: pytest.FixtureRequest, arrays_of: Any) -> Arrays:
-    found: Arrays = arrays_of(__file__, request.param)
-    return found
-
-
 def test_results_are_those_of_the_reference(computed):
     for name, case in cases().items():
         normed, total = add_rms_norm(case["x"], case["y"], case["weight"], EPSILON)
