@@ -10,7 +10,10 @@ namespace enginewright {
 namespace {
 
 constexpr size_t kPairsOfTask = 8;
+constexpr size_t kPanels = 8;
 constexpr size_t kRuns = 12;
+// Steps of 32 rows of x that stay in the nearest cache while they meet several panels.
+constexpr size_t kNearSteps = 18;
 
 // Tiles of x are as wide as it has rows.
 Tiles tiles_for(size_t width) { return {{kSide, width * 4}, {kSide, 64}, {kSide, width * 4}}; }
@@ -31,10 +34,31 @@ void store_totals(float* totals) {
     _tile_stored(3, totals + 3 * kTotals, 64);
 }
 
+// Adds to the sums the products of steps of one or two tiles of W with those of x. A tile of W is
+// read once for each rows of x, which shall stay in the nearest cache.
+template <bool TwoOfW, bool TwoOfX>
+void multiply_steps(const uint8_t* panel, const uint8_t* x0, const uint8_t* x1, size_t line,
+                    size_t count) {
+    for (; count; --count, panel += kPanelStep, x0 += kSide * line, x1 += kSide * line) {
+        _tile_stream_loadd(4, panel, 64);
+        _tile_loadd(6, x0, line);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (TwoOfW) {
+            _tile_stream_loadd(5, panel + kTileBytes, 64);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if constexpr (TwoOfX) {
+            _tile_loadd(7, x1, line);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (TwoOfW && TwoOfX) _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
 // What a thread keeps for the blocks of any size.
 struct Room {
     alignas(64) uint8_t panels[kRoomSteps * kPanelStep];
-    alignas(64) float totals[kPairsOfTask][4 * kTotals];
+    alignas(64) float totals[kPairsOfTask + kPanels][4 * kTotals];
     Values values;
 };
 
@@ -51,7 +75,8 @@ class Multiplication {
                    size_t n0, size_t n1)
         : w_(w), a_(a), y_(y), m0_(m0), m1_(m1), n0_(n0), n1_(n1), steps_(w.k / kDepth) {}
 
-    // Few rows of x, at most 32: while some steps of W are made bfloat16 those before are multiplied.
+    // Few rows of x, at most 32: while some steps of W are made bfloat16 those before are multiplied,
+    // and what is summed so far stays in the tiles.
     void few() const {
         const Tiles tiles = tiles_for(width_of(a_));
         Steps before{};
@@ -61,29 +86,25 @@ class Multiplication {
                 const Steps now{n, step, at_once(steps_ - step),
                                 room_.panels + parity * kAtOnce * kPanelStep};
                 dequantize(now);
-                multiply(before, m0_);
+                add_few(before);
                 before = now;
             }
         }
-        multiply(before, m0_);
+        add_few(before);
     }
 
     // Many rows of x: each 32 of them meet several panels, as far as those stay in the cache, so
     // that rows of y are written in longer pieces.
     void many() const {
         const Tiles tiles = tiles_for(width_of(a_));
-        const size_t columns = std::max<size_t>(1, kRoomSteps / steps_) * kPanelRows;
-        for (size_t n = n0_; n < n1_; n += columns) {
-            const size_t end = std::min(n1_, n + columns);
+        const size_t panels = std::clamp<size_t>(kRoomSteps / steps_, 1, kPanels);
+        for (size_t n = n0_; n < n1_; n += panels * kPanelRows) {
+            const size_t end = std::min(n1_, n + panels * kPanelRows);
             for (size_t step = 0; step < steps_; step += kRoomSteps) {
                 const size_t count = std::min(kRoomSteps, steps_ - step);
-                const auto panel = [&](size_t c) {
-                    return Steps{c, step, count,
-                                 room_.panels + (c - n) / kPanelRows * count * kPanelStep};
-                };
-                for (size_t c = n; c < end; c += kPanelRows) dequantize_panel(panel(c));
-                for (size_t m = m0_; m < m1_; m += kPanelRows)
-                    for (size_t c = n; c < end; c += kPanelRows) multiply(panel(c), m);
+                for (size_t c = n; c < end; c += kPanelRows)
+                    dequantize_panel({c, step, count, panel(c - n, count)});
+                for (size_t m = m0_; m < m1_; m += kPanelRows) add_many(m, n, end, step, count);
             }
         }
     }
@@ -103,6 +124,10 @@ class Multiplication {
     };
 
     size_t rows(size_t n) const { return std::min(kPanelRows, n1_ - n); }
+    bool last(const Steps& steps) const { return steps.first + steps.count == steps_; }
+    uint8_t* panel(size_t row, size_t count) const {
+        return room_.panels + row / kPanelRows * count * kPanelStep;
+    }
 
     void read_values(size_t n) const { room_.values.read(w_, n, rows(n)); }
 
@@ -123,41 +148,49 @@ class Multiplication {
         }
     }
 
-    // By rows of x from m on. What few rows have summed so far stays in the tiles.
-    void multiply(const Steps& steps, size_t m) const {
+    void add_few(const Steps& steps) const {
         if (steps.count == 0) return;
-        const bool all = m1_ - m0_ <= kPanelRows, last = steps.first + steps.count == steps_;
-        float* totals = room_.totals[(m - m0_) / kPanelRows];
-        if (steps.first == 0)
-            zero_sums();
-        else if (!all)
-            load_totals(totals);
-        for (size_t s = 0; s < steps.count; ++s)
-            multiply_step(m, steps.n, steps.first + s, steps.panel + s * kPanelStep);
-        if (last || !all) store_totals(totals);
-        if (last) finish(totals, m, steps.n);
+        if (steps.first == 0) zero_sums();
+        multiply(steps, m0_);
+        if (last(steps)) finish(room_.totals[0], m0_, steps.n);
     }
 
-    void multiply_step(size_t m, size_t n, size_t step, const uint8_t* panel) const {
-        const size_t line = width_of(a_) * 4;
+    // The steps of room for 32 rows of x by panels from n on. Sums are kept aside for each panel, or,
+    // where only one has room, for each rows of x.
+    void add_many(size_t m, size_t n, size_t end, size_t first, size_t count) const {
+        const size_t pieces = (count + kNearSteps - 1) / kNearSteps;
+        for (size_t i = 0; i < pieces; ++i) {
+            const size_t s = count * i / pieces, next = count * (i + 1) / pieces;
+            for (size_t c = n; c < end; c += kPanelRows) {
+                const Steps steps{c, first + s, next - s, panel(c - n, count) + s * kPanelStep};
+                float* totals = room_.totals[(m - m0_ + c - n) / kPanelRows];
+                if (steps.first == 0)
+                    zero_sums();
+                else
+                    load_totals(totals);
+                multiply(steps, m);
+                if (last(steps))
+                    finish(totals, m, c);
+                else
+                    store_totals(totals);
+            }
+        }
+    }
+
+    // By rows of x from m on.
+    void multiply(const Steps& steps, size_t m) const {
+        const bool two_of_w = steps.n + kSide < n1_, two_of_x = m + kSide < m1_;
+        const auto some = two_of_w
+                              ? two_of_x ? multiply_steps<true, true> : multiply_steps<true, false>
+                          : two_of_x ? multiply_steps<false, true>
+                                     : multiply_steps<false, false>;
         written_before();
-        const bool two_of_w = n + kSide < n1_, two_of_x = m + kSide < m1_;
-        // A panel is read once for each rows of x, which shall stay in the nearest cache.
-        _tile_stream_loadd(4, panel, 64);
-        _tile_loadd(6, x_tile(w_, a_, m, step), line);
-        _tile_dpbf16ps(0, 4, 6);
-        if (two_of_w) {
-            _tile_stream_loadd(5, panel + kTileBytes, 64);
-            _tile_dpbf16ps(2, 5, 6);
-        }
-        if (two_of_x) {
-            _tile_loadd(7, x_tile(w_, a_, m + kSide, step), line);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (two_of_w && two_of_x) _tile_dpbf16ps(3, 5, 7);
+        some(steps.panel, x_tile(w_, a_, m, steps.first), x_tile(w_, a_, m + kSide, steps.first),
+             width_of(a_) * 4, steps.count);
     }
 
-    void finish(const float* totals, size_t m, size_t n) const {
+    void finish(float* totals, size_t m, size_t n) const {
+        store_totals(totals);
         for (size_t t = 0; t < 4; ++t) {
             const size_t row = m + t % 2 * kSide, column = n + t / 2 * kSide;
             if (row < m1_ && column < n1_)
