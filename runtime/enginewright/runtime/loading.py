@@ -10,6 +10,7 @@ from enginewright.runtime.artifact.manifest import Manifest
 from enginewright.runtime.artifact.model_lookup import find_artifact
 from enginewright.runtime.engine import Engine, EngineInfo
 from enginewright.runtime.explain import Explanation
+from enginewright.runtime.freed_memory import give_back
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
 from enginewright.runtime.plans import open_plan
 from enginewright.runtime.requests.factory import RequestFactory
@@ -133,4 +134,5 @@ def load(
         requests.max_logprobs,
         processors,
     )
+    give_back()  # a tokenizer takes twice as much to parse as it keeps
     return Loaded(manifest, plan, core, factory, speculator.stats if speculator else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -102,8 +101,10 @@ def onnx_runtimes() -> frozenset[str]:
 
 
 def _is_installed(distribution: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version  # not needed by every start
+
     try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        version(distribution)
+    except PackageNotFoundError:
         return False
     return True

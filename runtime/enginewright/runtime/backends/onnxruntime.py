@@ -187,6 +187,7 @@ def _even_width(batch: StepBatch) -> StepBatch:
 
 def _open_session(model: Path, threads: int | None, library: Path | None) -> Any:
     options = session_options(threads)
+    options.enable_mem_pattern = False  # one is kept for each shape: steps have any
     if library is not None:
         check_variables()
         _register(options, library)

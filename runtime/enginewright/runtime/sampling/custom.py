@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from enginewright.runtime.errors import EnginewrightError, RequestError, SamplingParamsError
 from enginewright.runtime.sampling.processors import Logits
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "enginewright.logits_processors"
 """The group of entry points under which a package offers processors by name."""
@@ -32,9 +34,11 @@ LogitsProcessor: TypeAlias = Function | type[Any]
 
 
 @functools.cache
-def installed() -> dict[str, importlib.metadata.EntryPoint]:
+def installed() -> dict[str, EntryPoint]:
     """The processors that installed packages offer, by name."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    from importlib.metadata import entry_points  # as slow to import as all of sampling
+
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def check_named(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from bisect import bisect_left
 from collections import deque
 
@@ -53,9 +52,15 @@ class StepTimes:
         """The medians by size, ascending."""
         if self._medians is None:
             fresh = {size: self._fresh(size) for size in sorted(self._taken)}
-            self._medians = {size: statistics.median(each) for size, each in fresh.items() if each}
+            self._medians = {size: _median(each) for size, each in fresh.items() if each}
         return self._medians
 
     def _fresh(self, positions: int) -> list[float]:
         taken = self._taken.get(positions, ())
         return [seconds for at, seconds in taken if self._now - at < FRESH]
+
+
+def _median(values: list[float]) -> float:
+    """As that of the module statistics, which would take 5 ms of every start."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2

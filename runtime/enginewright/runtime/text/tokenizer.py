@@ -37,11 +37,11 @@ class Tokenizer:
         import tokenizers
 
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_bytes()
+        except OSError as error:
             raise ArtifactError(f"{path}: the tokenizer cannot be read ({error})") from error
         try:
-            return cls(tokenizers.Tokenizer.from_str(text))
+            return cls(tokenizers.Tokenizer.from_buffer(content))
         except Exception as error:  # the library raises Exception itself, whatever is wrong
             raise ArtifactError(
                 f"{path}: not a tokenizer that tokenizers {tokenizers.__version__} reads ({error})"
