@@ -62,6 +62,7 @@ class Case:
     columns: int = 5
     shape: tuple[int, ...] = (3,)
     outliers: bool = False
+    bfloat16: bool = False
 
     @property
     def name(self) -> str:
@@ -69,7 +70,8 @@ class Case:
 
     def in_tiles(self, kernels: str) -> bool:
         """Whether those kernels multiply it in tiles of bfloat16."""
-        return kernels == "amx" and self.bits == 4 and self.inputs % 32 == 0
+        rounds = self.bits == 4 or self.bfloat16
+        return kernels == "amx" and rounds and self.inputs % 32 == 0
 
     def tensors(self) -> Results:
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
@@ -99,7 +101,8 @@ class Case:
         tensors = self.tensors() | (spoilt or {})
         names = [name if name == "x" or name in tensors else "" for name in contract.INPUTS]
         given = {"N": self.columns, "K": self.inputs, "bits": self.bits}
-        given |= {"block_size": self.block, "zero": self.zero} | attributes
+        given |= {"block_size": self.block, "zero": self.zero}
+        given |= {contract.BFLOAT16: int(self.bfloat16)} | attributes
         node = helper.make_node(contract.OP_TYPE, names, ["y"], domain=contract.DOMAIN, **given)
         rank = len(self.shape) + 1
         value = helper.make_tensor_value_info
@@ -124,7 +127,8 @@ class Case:
 def swept() -> Iterator[Case]:
     rows, columns = itertools.cycle(ROWS), itertools.cycle(COLUMNS)
     outliers = itertools.cycle([False, True, False, False])
-    for bits, (block, inputs) in itertools.product((4, 8), BLOCKS_AND_INPUTS):
+    kinds = ((4, False), (8, False), (8, True))
+    for (bits, bfloat16), (block, inputs) in itertools.product(kinds, BLOCKS_AND_INPUTS):
         zeros = (0, 1 << (bits - 1))
         for half, points, zero, offsets, bias in itertools.product(
             (True, False), (True, False), zeros, (True, False), (True, False)
@@ -141,6 +145,7 @@ def swept() -> Iterator[Case]:
                 next(columns),
                 (next(rows),),
                 next(outliers),
+                bfloat16,
             )
 
 
@@ -150,6 +155,8 @@ TALL = {
     for case in (
         Case(4, 32, 576, True, False, 0, True, True, 600, (1100,)),
         Case(4, 256, 4864, False, True, 8, False, False, 500, (600,)),
+        Case(8, 32, 576, True, False, 128, False, False, 600, (1100,), bfloat16=True),
+        Case(8, 128, 4864, False, True, 0, True, True, 500, (600,), bfloat16=True),
     )
 }
 """More rows, and elements of a row, than are taken at a time."""
@@ -222,11 +229,11 @@ def expected(
     return y, 1e-6 * (summed + (0 if bias is None else np.abs(bias)))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "count"), [(4, 32), (8, 64)])
 @pytest.mark.parametrize(("block", "inputs"), BLOCKS_AND_INPUTS)
-def test_products_are_those_of_the_reference(computed, cpu_kernels, bits, block, inputs):
+def test_products_are_those_of_the_reference(computed, cpu_kernels, bits, count, block, inputs):
     cases = [c for c in CASES.values() if (c.bits, c.block, c.inputs) == (bits, block, inputs)]
-    assert len(cases) == 32
+    assert len(cases) == count
     for case in cases:
         y, tolerance = expected(case, case.x(), cpu_kernels)
         found = computed[case.name]

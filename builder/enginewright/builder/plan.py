@@ -24,7 +24,7 @@ from enginewright.runtime.doctor.host import read_host
 from enginewright.runtime.doctor.needs import Needs, kv_bytes_per_token
 from enginewright.runtime.errors import BuildError
 
-_LIBRARY = 1_390_000
+_LIBRARY = 1_430_000
 """Of the CPU's operators, linked with the C++ library."""
 _POSITION = 2 * 4 * 0.7
 """Of the reference, a kept logit: an id and a probability, compressed."""

@@ -52,16 +52,6 @@ def test_the_node_stays_and_its_caches_change(graph, dtype, stored):
         np.testing.assert_array_equal(value.const_value.numpy(), wanted.astype(np.float32))
 
 
-@pytest.mark.parametrize("allowed", [False, True])
-def test_a_node_says_whether_numbers_may_be_of_bfloat16(graph, allowed):
-    model = graph(_GRAPH).model
-    lower_paged_attention(model, "float16", 64, {}, bfloat16=allowed)
-    (node,) = model.graph
-    assert ("bfloat16" in node.attributes) == allowed
-    if allowed:
-        assert node.attributes["bfloat16"].as_int() == 1
-
-
 _PACKED = _GRAPH.replace(
     "float[B, S, 64] q, float[B, S, 32] k, float[B, S, 32] v", "float[B, S, 128] x"
 ).replace("    out,", "    q, k, v = Split <axis = -1, num_outputs = 3> (x)\n    out,")

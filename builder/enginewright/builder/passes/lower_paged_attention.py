@@ -4,8 +4,7 @@ Before: CachedAttention(q, k, v, k_cache [blocks, kv_heads, size, D], v_cache, .
 sinks?), caches in the model's own type.
 After: the same with k_cache [blocks, kv_heads, D, size], caches of the type that is stored, and
 k_scale and v_scale at the end where that is int8. Where q, k and v are one Split of a packed
-projection, the op takes the packed tensor as q, and no k and v. With ``bfloat16`` the attribute of
-that name says that products may be of such numbers.
+projection, the op takes the packed tensor as q, and no k and v.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from enginewright.builder.passes.lower_attention import packed_projection
 from enginewright.builder.passes.match import constant_value, declare
 from enginewright.plugins.attention.contract import (
     ABI_VERSION,
-    BFLOAT16,
     DOMAIN,
     INPUTS,
     OP_TYPE,
@@ -39,8 +37,6 @@ def lower_paged_attention(
     dtype: str,
     block_size: int,
     kv_scales: Mapping[str, NDArray[np.float32]],
-    *,
-    bfloat16: bool = False,
 ) -> None:
     """Lower every attention node.
 
@@ -60,8 +56,6 @@ def lower_paged_attention(
         if packed is not None:
             for index, operand in enumerate((packed, None, None)):
                 node.replace_input_with(index, operand)
-        if bfloat16:
-            node.attributes[BFLOAT16] = ir.AttrInt64(BFLOAT16, 1)
         if dtype == "int8":
             node.resize_inputs(len(INPUTS))
             for kind in _CACHES:

@@ -20,6 +20,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from enginewright.builder.passes.allow_bfloat16 import allow_bfloat16
 from enginewright.builder.passes.canonical_linear import canonical_linear
 from enginewright.builder.passes.derive_positions import derive_positions
 from enginewright.builder.passes.fold_rotary import fold_rotary
@@ -80,9 +81,9 @@ class CpuTarget(Target):
             if library is not None:
                 native, kv = model.clone(), _paged(request)
                 paged = (kv.dtype, kv.block_size, request.kv_scales)
-                # Weights of 4 bits are further from the model than numbers of bfloat16 are.
-                rounds = request.precision == "int4"
-                recorder.run(lower_paged_attention, native, *paged, bfloat16=rounds, plan="native")
+                recorder.run(lower_paged_attention, native, *paged, plan="native")
+                if request.precision == "int4":  # is further from the model than bfloat16
+                    recorder.run(allow_bfloat16, native, plan="native")
                 recorder.run(lower_row_ops, native, plan="native")
                 recorder.run(simplify, native, plan="native")
                 _save(native, weights, request.folder / _NATIVE)

@@ -17,10 +17,12 @@ each group, the least that does, times a code. A row whose scale is not above 1e
 that holds NaN or an infinity gives NaN. The product of what was rounded is exact up to float32
 sums, and a row's result does not depend on other rows.
 
-A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes: then x and W
-are rounded to that, and a row that holds an infinity gives no finite number.
+A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes, and against
+8-bit ones if the attribute ``bfloat16`` is 1: then x and W are rounded to that, and a row that
+holds an infinity gives no finite number.
 
-Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero.
+Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero, and
+optionally bfloat16 (0 or 1).
 A changed meaning is a new ``ABI_VERSION``, which is the version of the operator.
 """
 
@@ -30,6 +32,7 @@ DOMAIN = "enginewright"
 OP_TYPE = "BlockLinear"
 ABI_VERSION = 1
 INPUTS = ("x", "codes", "scales", "zero_points", "offsets", "bias")
+BFLOAT16 = "bfloat16"
 GROUP = 16
 LARGEST_BYTE = 127
 LARGEST_WORD = 32767

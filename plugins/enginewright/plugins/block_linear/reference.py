@@ -36,7 +36,7 @@ def block_linear(
             np.zeros_like(codes), scales, zero_points, offsets, bits=bits, zero=zero
         ).astype(np.float32)
         product = dequantize(codes, scales, bits=bits, zero=0)
-        weight = ties_away((product + rest).astype(np.float32))
+        weight = (ties_away if bits == 4 else ties_to_even)((product + rest).astype(np.float32))
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T
     return y if bias is None else y + bias

@@ -17,5 +17,12 @@ template <size_t Bytes>
     for (size_t byte = 0; byte < Bytes; byte += kLine) __builtin_prefetch(at + byte);
 }
 
+// The same to the second cache.
+template <size_t Bytes>
+[[gnu::always_inline]] inline void fetch_later(const void* from) {
+    const char* at = static_cast<const char*>(from);
+    for (size_t byte = 0; byte < Bytes; byte += kLine) __builtin_prefetch(at + byte, 0, 2);
+}
+
 }  // namespace
 }  // namespace enginewright

@@ -14,6 +14,7 @@
 
 #include "amx_tiles.h"
 #include "avx512.h"
+#include "fetch.h"
 
 namespace enginewright::attention {
 namespace {
@@ -57,7 +58,7 @@ void round_some(Cached rows, size_t first, size_t last, size_t columns, Cached l
             half = _mm512_maskz_loadu_epi16(at >= first && at < last ? there : 0, from);
         }
         // To the second cache: the first has too few places for lines that are on their way.
-        _mm_prefetch(later.at + at * later.stride, _MM_HINT_T1);
+        fetch_later<kLine>(later.at + at * later.stride);
         const __m512i rounded = _mm512_srai_epi16(_mm512_add_epi16(half, _mm512_set1_epi16(4)), 3);
         return _mm512_and_si512(rounded, _mm512_set1_epi16(static_cast<int16_t>(0x8fff)));
     };

@@ -1,11 +1,12 @@
 // How the kernels for AMX turn codes and rows of x into tiles of bfloat16.
 //
-// W is dequantized, x and W are rounded to the nearest bfloat16 (of W ties away from zero), sums are
-// in float32. That is for 4-bit codes, whose own rounding is larger by far.
+// W is dequantized, x and W are rounded to the nearest bfloat16 (W of 4 bits with ties away from
+// zero), sums are in float32. That is for 4-bit codes, whose own rounding is larger by far, and for
+// those of 8 bits beside them.
 //
 // A tile has 16 rows of 64 bytes: of W 16 rows by 32 elements along K (a step), of x 16 pairs of
 // elements by up to 16 rows. Both hold the elements of a step in one order: element 4 j + q is at
-// place 8 q + j. So 16 bytes of codes become indices of a table by shifts alone.
+// place 8 q + j. So codes are brought there by shifts alone.
 //
 // | room   | shape                        | type     | meaning                                    |
 // |--------|------------------------------|----------|--------------------------------------------|
@@ -31,7 +32,8 @@ namespace enginewright {
 namespace {
 
 constexpr size_t kDepth = 32;
-constexpr size_t kStepBytes = kDepth / 2;  // of codes
+template <size_t Bits>
+constexpr size_t kStepBytes = kDepth * Bits / 8;
 constexpr size_t kPanelRows = 2 * kSide;
 constexpr size_t kPanelStep = kPanelRows * kDepth * 2;
 // Steps that panels have room for in the nearer caches; a multiple of those of the largest block.
@@ -50,7 +52,9 @@ ENGINEWRIGHT_INLINE void fetch_values(const void* values, size_t index, bool hal
     fetch<kLine>(static_cast<const uint8_t*>(values) + index * (half ? 2 : 4));
 }
 
-__m512 load_zeros(const uint8_t* row, size_t b, __mmask16 mask) {
+__m512 load_zeros(const Weights& w, const uint8_t* row, size_t b, __mmask16 mask) {
+    if (w.bits == 8)
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, row + b)));
     const size_t bytes = (static_cast<size_t>(__builtin_popcount(mask)) + 1) / 2;
     const __m512i two = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(first(bytes), row + b / 2));
     const __m512i apart = _mm512_or_si512(two, _mm512_slli_epi64(two, 28));
@@ -88,7 +92,7 @@ struct Values {
                 const __m512 scale = _mm512_loadu_ps(scales.data() + r * w.blocks + b);
                 const __m512 offset = _mm512_maskz_loadu_ps(mask, constant);
                 _mm512_mask_storeu_ps(constant, mask,
-                                      _mm512_fnmadd_ps(scale, load_zeros(row, b, mask), offset));
+                                      _mm512_fnmadd_ps(scale, load_zeros(w, row, b, mask), offset));
             }
     }
 };
@@ -128,35 +132,64 @@ ENGINEWRIGHT_INLINE __m512i places_of(const uint8_t* codes) {
                                      kAndThenOr);
 }
 
+// A step of 4-bit codes of one block, or of two blocks of 16.
+template <size_t Block>
+ENGINEWRIGHT_INLINE __m512i look_up(const uint8_t* codes, const RowValues& values, size_t b,
+                                    __m512i table) {
+    const __m512i places = places_of(codes);
+    const __m512i found = _mm512_permutexvar_epi8(places, table);
+    if constexpr (Block > 16) return found;
+    constexpr __mmask64 kLater = 0xff00ff00ff00ff00;
+    return _mm512_mask_permutexvar_epi8(found, kLater, places, table_of(values, b + 1));
+}
+
+// The same of 8-bit codes: elements with q of 0 and 1, and those with 2 and 3.
+template <size_t Block>
+ENGINEWRIGHT_INLINE __m512i compute(const uint8_t* codes, const RowValues& values, size_t b) {
+    const __m512i stored =
+        _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+    const auto half = [&](__m512i shifts) {
+        const __m512i low =
+            _mm512_and_si512(_mm512_srlv_epi32(stored, shifts), _mm512_set1_epi32(255));
+        const __m512 floats = _mm512_cvtepi32_ps(low), found = values.of(b, floats);
+        if constexpr (Block > 16) return found;
+        constexpr __mmask16 kLater = 0xf0f0;
+        return _mm512_mask_mov_ps(found, kLater, values.of(b + 1, floats));
+    };
+    const __m512i by_8 =
+        _mm512_setr_epi64(0, 0, 0, 0, 0x800000008, 0x800000008, 0x800000008, 0x800000008);
+    return join(half(by_8), half(_mm512_add_epi32(by_8, _mm512_set1_epi32(16))));
+}
+
 // Steps of a row of W; in a panel they lie kPanelStep bytes apart.
-template <size_t Block, size_t Steps>
+template <size_t Bits, size_t Block, size_t Steps>
 ENGINEWRIGHT_INLINE void dequantize_steps(const uint8_t* codes, const RowValues& values,
                                           uint8_t* to) {
     __m512i table;
     unroll<Steps>([&](auto s) {
         constexpr size_t b = s * kDepth / Block;
-        const __m512i places = places_of(codes + s * kStepBytes);
-        if constexpr (s * kDepth % Block == 0) table = table_of(values, b);
-        __m512i found = _mm512_permutexvar_epi8(places, table);
-        if constexpr (Block == 16)  // the later half of the codes
-            found = _mm512_mask_permutexvar_epi8(found, 0xff00ff00ff00ff00, places,
-                                                 table_of(values, b + 1));
-        _mm512_store_si512(to + s * kPanelStep, found);
+        const uint8_t* from = codes + s * kStepBytes<Bits>;
+        if constexpr (Bits == 4 && s * kDepth % Block == 0) table = table_of(values, b);
+        _mm512_store_si512(to + s * kPanelStep, Bits == 4 ? look_up<Block>(from, values, b, table)
+                                                          : compute<Block>(from, values, b));
     });
 }
 
-// Steps of rows of W, from row n and a first step on; the values are those of row n on. The same of
-// the next panel are fetched: the processor does not, of rows that are read side by side.
-template <size_t Block, size_t Steps>
+// Steps of rows of W, from row n and a first step on; the values are those of row n on. The next
+// panel is fetched to the second cache, one line after the other: the processor does not, of rows
+// that are read side by side.
+template <size_t Bits, size_t Block, size_t Steps>
 void dequantize_rows(const Weights& w, size_t n, size_t first, const Values& values, size_t rows,
                      uint8_t* to) {
-    const size_t row_bytes = w.row_bytes, blocks = w.blocks, ahead = kPanelRows * row_bytes;
-    const size_t block = first * kDepth / Block;
-    const uint8_t* codes = w.codes + n * row_bytes + first * kStepBytes;
+    constexpr size_t kBytes = Steps * kStepBytes<Bits>;
+    const size_t row_bytes = w.row_bytes, blocks = w.blocks, block = first * kDepth / Block;
+    const uint8_t* codes = w.codes + n * row_bytes + first * kStepBytes<Bits>;
+    const uint8_t* next =
+        w.codes + (n + kPanelRows) * row_bytes + first * kStepBytes<Bits> * kPanelRows;
     RowValues row{values.scales.data() + block, values.constants.data() + block};
     for (size_t r = 0; r < rows; ++r) {
-        fetch<Steps * kStepBytes>(codes + ahead);
-        dequantize_steps<Block, Steps>(codes, row, to);
+        fetch_later<kBytes>(next + r * kBytes);
+        dequantize_steps<Bits, Block, Steps>(codes, row, to);
         codes += row_bytes, to += kDepth * 2;
         row.scales += blocks, row.constants += blocks;
     }

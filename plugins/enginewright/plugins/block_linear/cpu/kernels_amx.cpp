@@ -68,7 +68,7 @@ Room& room() {
 }
 
 // Rows [m0, m1) of x by rows [n0, n1) of W, 32 by 32 at a time.
-template <size_t Block>
+template <size_t Bits, size_t Block>
 class Multiplication {
   public:
     Multiplication(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1,
@@ -132,9 +132,9 @@ class Multiplication {
     void read_values(size_t n) const { room_.values.read(w_, n, rows(n)); }
 
     void dequantize(const Steps& steps) const {
-        constexpr auto all = dequantize_rows<Block, kAtOnce>,
-                       half = dequantize_rows<Block, kAtOnce / 2>,
-                       least = dequantize_rows<Block, kLeast>;
+        constexpr auto all = dequantize_rows<Bits, Block, kAtOnce>,
+                       half = dequantize_rows<Bits, Block, kAtOnce / 2>,
+                       least = dequantize_rows<Bits, Block, kLeast>;
         const auto some = steps.count == kAtOnce ? all : steps.count == kLeast ? least : half;
         some(w_, steps.n, steps.first, room_.values, rows(steps.n), steps.panel);
     }
@@ -213,10 +213,10 @@ size_t columns_of_task(size_t, size_t n) {
     return (n + runs * kSide - 1) / (runs * kSide) * kSide;
 }
 
-template <size_t Block>
+template <size_t Bits, size_t Block>
 void multiply_as(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
                  size_t n1) {
-    const Multiplication<Block> multiplication(w, a, y, m0, m1, n0, n1);
+    const Multiplication<Bits, Block> multiplication(w, a, y, m0, m1, n0, n1);
     if (m1 - m0 <= kPanelRows)
         multiplication.few();
     else
@@ -225,9 +225,12 @@ void multiply_as(const Weights& w, const Activations& a, float* y, size_t m0, si
 
 void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
               size_t n1) {
-    static constexpr decltype(&multiply) kAll[] = {
-        multiply_as<16>, multiply_as<32>, multiply_as<64>, multiply_as<128>, multiply_as<256>};
-    kAll[__builtin_ctzll(w.block / 16)](w, a, y, m0, m1, n0, n1);
+    static constexpr decltype(&multiply) kAll[2][5] = {
+        {multiply_as<4, 16>, multiply_as<4, 32>, multiply_as<4, 64>, multiply_as<4, 128>,
+         multiply_as<4, 256>},
+        {multiply_as<8, 16>, multiply_as<8, 32>, multiply_as<8, 64>, multiply_as<8, 128>,
+         multiply_as<8, 256>}};
+    kAll[w.bits == 8][__builtin_ctzll(w.block / 16)](w, a, y, m0, m1, n0, n1);
 }
 
 }  // namespace

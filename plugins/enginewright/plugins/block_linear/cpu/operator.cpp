@@ -19,10 +19,11 @@ enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs
 
 constexpr size_t kLargestSize = 1u << 31;
 
-const Kernels& choose_kernels(size_t bits, size_t k) {
+// Tiles of bfloat16 are for 4 bits, and for 8 where that is asked for.
+const Kernels& choose_kernels(size_t bits, size_t k, bool bfloat16) {
 #if defined(__x86_64__)
     const InstructionSet best = instruction_set();
-    if (best == InstructionSet::kAmx && bits == 4 && k % 32 == 0) return kAmx;
+    if (best == InstructionSet::kAmx && (bits == 4 || bfloat16) && k % 32 == 0) return kAmx;
     if (best >= InstructionSet::kAvx512Vnni) return kAvx512Vnni;
     if (best == InstructionSet::kAvx512) return kAvx512;
     if (best == InstructionSet::kAvx2Vnni) return kAvx2Vnni;
@@ -102,6 +103,7 @@ class Kernel {
         bits_ = attribute("bits");
         block_ = attribute("block_size");
         zero_ = attribute("zero");
+        bfloat16_ = attribute("bfloat16");
         for (size_t i = kCodes; i < kInputs; ++i) {
             constants_[i] = read_constant(api_, info, i);
             kept_[i] = in_huge_pages(constants_[i].data, bytes_of(constants_[i]));
@@ -176,7 +178,7 @@ class Kernel {
                           size_t m) const {
         if (m == 0) return nullptr;
         thread_local Room room;
-        const Kernels& kernels = choose_kernels(bits_, k_);
+        const Kernels& kernels = choose_kernels(bits_, k_, bfloat16_ == 1);
         const Activations a = room.fit(m, kernels, w);
         Product product{kernels, w, a, x, y, m, kernels.columns_of_task(m, n_)};
         if (product.rounds() == 1)
@@ -194,7 +196,7 @@ class Kernel {
     }
 
     ort::Api api_;
-    size_t n_, k_, bits_, block_, zero_;
+    size_t n_, k_, bits_, block_, zero_, bfloat16_;
     std::array<Tensor, kInputs> constants_;
     std::array<Constant, kInputs> kept_;
 };
