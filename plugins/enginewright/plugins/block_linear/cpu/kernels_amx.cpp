@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kPairsOfTask = 8;
 constexpr size_t kPanels = 8;
-constexpr size_t kRuns = 12;
+constexpr size_t kRunsOfCore = 3;
 // Steps of 32 rows of x that stay in the nearest cache while they meet several panels.
 constexpr size_t kNearSteps = 18;
 
@@ -207,10 +207,11 @@ class Multiplication {
 
 size_t bytes_of_row(const Weights& w) { return w.k * 2; }
 
-// Long runs, in which some steps are multiplied while the next are made.
+// Long runs of whole panels, in which some steps are multiplied while the next are made; as many
+// for each core, and few, so that all end together.
 size_t columns_of_task(size_t, size_t n) {
-    static const size_t runs = std::max<size_t>(kRuns, 2 * std::thread::hardware_concurrency());
-    return (n + runs * kSide - 1) / (runs * kSide) * kSide;
+    static const size_t runs = kRunsOfCore * std::max(1u, std::thread::hardware_concurrency());
+    return (n + runs * kPanelRows - 1) / (runs * kPanelRows) * kPanelRows;
 }
 
 template <size_t Bits, size_t Block>
