@@ -34,17 +34,23 @@ void store_totals(float* totals) {
     _tile_stored(3, totals + 3 * kTotals, 64);
 }
 
-// Adds to the sums the products of steps of one or two tiles of W with those of x. A tile of W is
-// read once for each rows of x, which shall stay in the nearest cache.
-template <bool TwoOfW, bool TwoOfX>
+// Adds to the sums the products of steps of one or two tiles of W with those of x. With `Far` W comes
+// from the second cache, and the nearest is left to x.
+template <bool Far, bool TwoOfW, bool TwoOfX>
 void multiply_steps(const uint8_t* panel, const uint8_t* x0, const uint8_t* x1, size_t line,
                     size_t count) {
     for (; count; --count, panel += kPanelStep, x0 += kSide * line, x1 += kSide * line) {
-        _tile_stream_loadd(4, panel, 64);
+        if constexpr (Far)
+            _tile_stream_loadd(4, panel, 64);
+        else
+            _tile_loadd(4, panel, 64);
         _tile_loadd(6, x0, line);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (TwoOfW) {
-            _tile_stream_loadd(5, panel + kTileBytes, 64);
+            if constexpr (Far)
+                _tile_stream_loadd(5, panel + kTileBytes, 64);
+            else
+                _tile_loadd(5, panel + kTileBytes, 64);
             _tile_dpbf16ps(2, 5, 6);
         }
         if constexpr (TwoOfX) {
@@ -151,7 +157,7 @@ class Multiplication {
     void add_few(const Steps& steps) const {
         if (steps.count == 0) return;
         if (steps.first == 0) zero_sums();
-        multiply(steps, m0_);
+        multiply<false>(steps, m0_);
         if (last(steps)) finish(room_.totals[0], m0_, steps.n);
     }
 
@@ -168,7 +174,7 @@ class Multiplication {
                     zero_sums();
                 else
                     load_totals(totals);
-                multiply(steps, m);
+                multiply<true>(steps, m);
                 if (last(steps))
                     finish(totals, m, c);
                 else
@@ -178,19 +184,24 @@ class Multiplication {
     }
 
     // By rows of x from m on.
+    template <bool Far>
     void multiply(const Steps& steps, size_t m) const {
-        const bool two_of_w = steps.n + kSide < n1_, two_of_x = m + kSide < m1_;
-        const auto some = two_of_w
-                              ? two_of_x ? multiply_steps<true, true> : multiply_steps<true, false>
-                          : two_of_x ? multiply_steps<false, true>
-                                     : multiply_steps<false, false>;
+        static constexpr decltype(&multiply_steps<Far, true, true>) kAll[2][2] = {
+            {multiply_steps<Far, false, false>, multiply_steps<Far, false, true>},
+            {multiply_steps<Far, true, false>, multiply_steps<Far, true, true>}};
+        const auto some = kAll[steps.n + kSide < n1_][m + kSide < m1_];
         written_before();
         some(steps.panel, x_tile(w_, a_, m, steps.first), x_tile(w_, a_, m + kSide, steps.first),
              width_of(a_) * 4, steps.count);
     }
 
     void finish(float* totals, size_t m, size_t n) const {
-        store_totals(totals);
+        _tile_stored(0, totals, 64);
+        _tile_stored(2, totals + 2 * kTotals, 64);
+        if (m + kSide < m1_) {
+            _tile_stored(1, totals + kTotals, 64);
+            _tile_stored(3, totals + 3 * kTotals, 64);
+        }
         for (size_t t = 0; t < 4; ++t) {
             const size_t row = m + t % 2 * kSide, column = n + t / 2 * kSide;
             if (row < m1_ && column < n1_)
