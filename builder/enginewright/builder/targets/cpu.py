@@ -34,6 +34,7 @@ from enginewright.builder.passes.lower_row_ops import lower_row_ops
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
+from enginewright.builder.passes.share_tables import share_tables
 from enginewright.builder.passes.simplify import simplify
 from enginewright.builder.recorder import Recorder
 from enginewright.builder.stage_inputs import tool_versions
@@ -85,6 +86,7 @@ class CpuTarget(Target):
                 if request.precision == "int4":  # is further from the model than bfloat16
                     recorder.run(allow_bfloat16, native, plan="native")
                 recorder.run(lower_row_ops, native, plan="native")
+                recorder.run(share_tables, native, plan="native")
                 recorder.run(simplify, native, plan="native")
                 _save(native, weights, request.folder / _NATIVE)
                 entries.append(_describe(native, request, "native", kv, library))

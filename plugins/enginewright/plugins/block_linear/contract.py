@@ -10,12 +10,12 @@
 | bias        | [N]                              | float32 | optional, else 0                      |
 | *y*         | [..., N]                         | float32 |                                       |
 
-T is float16 or float32. x is rounded to the nearest, ties to even. Against 8-bit codes to 16 bits:
-the scale of a row (its largest magnitude / 32767) times a code. Against 4-bit codes to 8 bits in
-groups of 16 along K: the scale of a row (its largest magnitude / 127 / 32767) times an integer of
-each group, the least that does, times a code. A row whose scale is not above 1e-36 counts as 0; one
-that holds NaN or an infinity gives NaN. The product of what was rounded is exact up to float32
-sums, and a row's result does not depend on other rows.
+T is float16 or float32; codes may have any shape of as many elements. x is rounded to the nearest,
+ties to even. Against 8-bit codes to 16 bits: the scale of a row (its largest magnitude / 32767)
+times a code. Against 4-bit codes to 8 bits in groups of 16 along K: the scale of a row (its largest
+magnitude / 127 / 32767) times an integer of each group, the least that does, times a code. A row
+whose scale is not above 1e-36 counts as 0; one that holds NaN or an infinity gives NaN. The product
+of what was rounded is exact up to float32 sums, and a row's result does not depend on other rows.
 
 A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes, and against
 8-bit ones if the attribute ``bfloat16`` is 1: then x and W are rounded to that, and a row that
