@@ -30,9 +30,12 @@ def test_a_closed_stdout_is_exit_code_1(tiny_artifact: Path, arguments: str, str
     assert (done.returncode, done.stderr) == (1, CLOSED)
 
 
+@pytest.mark.parametrize("environment", ["-u PYTHONUNBUFFERED", "PYTHONUNBUFFERED=1"])
 @pytest.mark.parametrize("arguments", ["--help", "inspect {}"])
-def test_a_full_stdout_is_exit_code_1(tiny_artifact: Path, arguments: str) -> None:
-    done = shell(f"{CLI} {arguments.format(tiny_artifact)} > /dev/full")
+def test_a_full_stdout_is_exit_code_1(
+    tiny_artifact: Path, arguments: str, environment: str
+) -> None:
+    done = shell(f"env {environment} {CLI} {arguments.format(tiny_artifact)} > /dev/full")
     assert (done.returncode, done.stderr) == (1, "error: No space left on device: output\n")
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from enginewright.cli.lazy import LazyGroup, Verb
-from enginewright.cli.streams import settle_streams
+from enginewright.cli.streams import give_up_output, settle_streams
 from enginewright.runtime.errors import EnginewrightError
 
 VERBS = {
@@ -69,6 +69,8 @@ def _failures() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # click ends quietly when the reader has gone
             raise
+        if error.filename is None:
+            give_up_output()
         raise Failure(f"{error.strerror}: {error.filename or 'output'}") from error
 
 

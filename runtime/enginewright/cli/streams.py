@@ -1,7 +1,8 @@
-"""Standard streams that the caller closed: a program must not find them taken by its own files."""
+"""Standard streams that the caller closed, and must not be taken by a file, or that are full."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -20,3 +21,11 @@ def settle_streams() -> bool:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     return sys.stdout is not None
+
+
+def give_up_output() -> None:
+    """Drop what standard output did not take: Python would try again at its end, and fail."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -145,7 +145,8 @@ ENGINEWRIGHT_INLINE __m512i look_up(const uint8_t* codes, const RowValues& value
 
 // The same of 8-bit codes: elements with q of 0 and 1, and those with 2 and 3.
 template <size_t Block>
-ENGINEWRIGHT_INLINE __m512i compute(const uint8_t* codes, const RowValues& values, size_t b) {
+ENGINEWRIGHT_INLINE __m512i dequantize_bytes(const uint8_t* codes, const RowValues& values,
+                                             size_t b) {
     const __m512i stored =
         _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
     const auto half = [&](__m512i shifts) {
@@ -165,13 +166,18 @@ ENGINEWRIGHT_INLINE __m512i compute(const uint8_t* codes, const RowValues& value
 template <size_t Bits, size_t Block, size_t Steps>
 ENGINEWRIGHT_INLINE void dequantize_steps(const uint8_t* codes, const RowValues& values,
                                           uint8_t* to) {
-    __m512i table;
+    [[maybe_unused]] __m512i table;
     unroll<Steps>([&](auto s) {
         constexpr size_t b = s * kDepth / Block;
         const uint8_t* from = codes + s * kStepBytes<Bits>;
-        if constexpr (Bits == 4 && s * kDepth % Block == 0) table = table_of(values, b);
-        _mm512_store_si512(to + s * kPanelStep, Bits == 4 ? look_up<Block>(from, values, b, table)
-                                                          : compute<Block>(from, values, b));
+        __m512i found;
+        if constexpr (Bits == 8) {
+            found = dequantize_bytes<Block>(from, values, b);
+        } else {
+            if constexpr (s * kDepth % Block == 0) table = table_of(values, b);
+            found = look_up<Block>(from, values, b, table);
+        }
+        _mm512_store_si512(to + s * kPanelStep, found);
     });
 }
 
