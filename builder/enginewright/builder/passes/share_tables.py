@@ -23,10 +23,11 @@ def share_tables(model: ir.Model) -> None:
     graph = model.graph
     lookups = [node for node in graph if node.op_type == "GatherBlockQuantized"]
     tables = {_content(node.inputs[0]): node.inputs[0] for node in lookups}
+    tables.pop(None, None)  # of constants that are no blocks
     for node in [node for node in graph if node.op_type == OP_TYPE]:
         codes = node.inputs[_CODES]
         table = tables.get(_content(codes))
-        if codes is None or table is None or _content(codes) is None:
+        if codes is None or table is None:
             continue
         node.replace_input_with(_CODES, table)
         if not codes.uses():
