@@ -31,11 +31,13 @@ def block_linear(
     """y [..., N] in float64; ``tiles``: of what tiles of bfloat16 multiply."""
     weight = dequantize(codes, scales, zero_points, offsets, bits=bits, zero=zero)
     if tiles:
-        # As kernels do, in float32: what is not the product is rounded first.
-        rest = dequantize(
-            np.zeros_like(codes), scales, zero_points, offsets, bits=bits, zero=zero
-        ).astype(np.float32)
-        product = dequantize(codes, scales, bits=bits, zero=0)
+        # As kernels do, in float32: what is not the product is rounded first. A code c of 8 bits is
+        # multiplied as 1 + c / 256.
+        one = 256 if bits == 8 else 0
+        none = np.zeros_like(codes)
+        product = dequantize(codes, scales, bits=bits, zero=-one)
+        rest = dequantize(none, scales, zero_points, offsets, bits=bits, zero=zero)
+        rest = (rest - dequantize(none, scales, bits=bits, zero=-one)).astype(np.float32)
         weight = (ties_away if bits == 4 else ties_to_even)((product + rest).astype(np.float32))
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T

@@ -61,7 +61,8 @@ __m512 load_zeros(const Weights& w, const uint8_t* row, size_t b, __mmask16 mask
     return _mm512_cvtepi32_ps(_mm512_and_si512(apart, _mm512_set1_epi32(15)));
 }
 
-// Of the blocks of some rows of W, one after the other: scales, and offset - scale * zero.
+// Of the blocks of some rows of W, one after the other: scales, and offset - scale * zero. A code c
+// of 8 bits is multiplied as 1 + c / 256, so the scale is as much larger, and its zero.
 struct Values {
     std::vector<float> scales, constants;
 
@@ -71,7 +72,9 @@ struct Values {
             constants.resize(count + kSide);
             scales.resize(count + kSide);  // the last, by which the room is known to be there
         }
-        const __m512 zero = _mm512_set1_ps(w.zero_points ? 0 : static_cast<float>(w.zero));
+        const int one = w.bits == 8 ? 256 : 0;
+        const __m512 factor = _mm512_set1_ps(w.bits == 8 ? 256 : 1);
+        const __m512 zero = _mm512_set1_ps(static_cast<float>(w.zero_points ? 0 : w.zero + one));
         for (size_t i = 0; i < count; i += kSide) {
             const size_t at = n * w.blocks + i;
             const __mmask16 mask = first(count - i);
@@ -81,7 +84,7 @@ struct Values {
             const __m512 scale = load_values(w.scales, at, mask, w.half);
             const __m512 offset =
                 w.offsets ? load_values(w.offsets, at, mask, w.half) : _mm512_setzero_ps();
-            _mm512_storeu_ps(scales.data() + i, scale);
+            _mm512_storeu_ps(scales.data() + i, _mm512_mul_ps(scale, factor));
             _mm512_storeu_ps(constants.data() + i, _mm512_fnmadd_ps(scale, zero, offset));
         }
         for (size_t r = 0; w.zero_points && r < rows; ++r)
@@ -89,10 +92,11 @@ struct Values {
                 const __mmask16 mask = first(w.blocks - b);
                 const uint8_t* row = w.zero_points + (n + r) * w.zero_row_bytes;
                 float* constant = constants.data() + r * w.blocks + b;
-                const __m512 scale = _mm512_loadu_ps(scales.data() + r * w.blocks + b);
+                const __m512 scale = load_values(w.scales, (n + r) * w.blocks + b, mask, w.half);
                 const __m512 offset = _mm512_maskz_loadu_ps(mask, constant);
-                _mm512_mask_storeu_ps(constant, mask,
-                                      _mm512_fnmadd_ps(scale, load_zeros(w, row, b, mask), offset));
+                const __m512 zeros = _mm512_add_ps(load_zeros(w, row, b, mask),
+                                                   _mm512_set1_ps(static_cast<float>(one)));
+                _mm512_mask_storeu_ps(constant, mask, _mm512_fnmadd_ps(scale, zeros, offset));
             }
     }
 };
@@ -105,6 +109,8 @@ struct RowValues {
         return _mm512_fmadd_ps(codes, _mm512_set1_ps(scales[b]), _mm512_set1_ps(constants[b]));
     }
 };
+
+constexpr int kAndThenOr = 0xea;  // of a ternary operation
 
 __m512i join(__m512 low, __m512 high) {
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
@@ -127,7 +133,6 @@ ENGINEWRIGHT_INLINE __m512i places_of(const uint8_t* codes) {
     const __m512i stored =
         _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
     const __m512i code = _mm512_set1_epi8(15 << 2), byte = _mm512_set1_epi16(3 << 8 | 2);
-    constexpr int kAndThenOr = 0xea;
     return _mm512_ternarylogic_epi32(_mm512_multishift_epi64_epi8(from, stored), code, byte,
                                      kAndThenOr);
 }
@@ -143,23 +148,27 @@ ENGINEWRIGHT_INLINE __m512i look_up(const uint8_t* codes, const RowValues& value
     return _mm512_mask_permutexvar_epi8(found, kLater, places, table_of(values, b + 1));
 }
 
-// The same of 8-bit codes: elements with q of 0 and 1, and those with 2 and 3.
+// The same of 8-bit codes, in bits 15 to 22 of a 1: elements with q of 0 and 1, then 2 and 3.
 template <size_t Block>
 ENGINEWRIGHT_INLINE __m512i dequantize_bytes(const uint8_t* codes, const RowValues& values,
                                              size_t b) {
     const __m512i stored =
         _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-    const auto half = [&](__m512i shifts) {
-        const __m512i low =
-            _mm512_and_si512(_mm512_srlv_epi32(stored, shifts), _mm512_set1_epi32(255));
-        const __m512 floats = _mm512_cvtepi32_ps(low), found = values.of(b, floats);
+    const auto half = [&](__m512i moved) {
+        const __m512i code = _mm512_set1_epi32(255 << 15), one = _mm512_set1_epi32(127 << 23);
+        const __m512 floats =
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32(moved, code, one, kAndThenOr));
+        const __m512 found = values.of(b, floats);
         if constexpr (Block > 16) return found;
         constexpr __mmask16 kLater = 0xf0f0;
         return _mm512_mask_mov_ps(found, kLater, values.of(b + 1, floats));
     };
-    const __m512i by_8 =
-        _mm512_setr_epi64(0, 0, 0, 0, 0x800000008, 0x800000008, 0x800000008, 0x800000008);
-    return join(half(by_8), half(_mm512_add_epi32(by_8, _mm512_set1_epi32(16))));
+    const auto by = [](int first, int second) {
+        return _mm512_setr_epi32(first, first, first, first, first, first, first, first, second,
+                                 second, second, second, second, second, second, second);
+    };
+    return join(half(_mm512_sllv_epi32(stored, by(15, 7))),
+                half(_mm512_srlv_epi32(stored, by(1, 9))));
 }
 
 // Steps of a row of W; in a panel they lie kPanelStep bytes apart.
