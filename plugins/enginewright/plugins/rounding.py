@@ -14,7 +14,7 @@ def ties_to_even(x: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.where(np.isfinite(x), rounded, x).astype(np.float64)
 
 
-def ties_away(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The nearest values of bfloat16; of two, the one further from 0."""
+def cut(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The nearest values of bfloat16 towards 0."""
     bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)

@@ -13,7 +13,10 @@ from enginewright.plugins.block_linear.contract import (
     LARGEST_WORD,
     SMALLEST_SCALE,
 )
-from enginewright.plugins.rounding import ties_away, ties_to_even
+from enginewright.plugins.rounding import cut, ties_to_even
+
+LARGER = np.float32(1 + 3 / 1024)
+"""By so much tiles of bfloat16 make W larger before they cut it."""
 
 
 def block_linear(
@@ -33,12 +36,14 @@ def block_linear(
     if tiles:
         # As kernels do, in float32: what is not the product is rounded first. A code c of 8 bits is
         # multiplied as 1 + c / 256.
+        scales = scales.astype(np.float32) * LARGER
+        offsets = None if offsets is None else offsets.astype(np.float32) * LARGER
         one = 256 if bits == 8 else 0
         none = np.zeros_like(codes)
         product = dequantize(codes, scales, bits=bits, zero=-one)
         rest = dequantize(none, scales, zero_points, offsets, bits=bits, zero=zero)
         rest = (rest - dequantize(none, scales, bits=bits, zero=-one)).astype(np.float32)
-        weight = (ties_away if bits == 4 else ties_to_even)((product + rest).astype(np.float32))
+        weight = cut((product + rest).astype(np.float32))
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T
     return y if bias is None else y + bias
