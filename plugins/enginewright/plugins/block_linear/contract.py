@@ -18,8 +18,8 @@ whose scale is not above 1e-36 counts as 0; one that holds NaN or an infinity gi
 of what was rounded is exact up to float32 sums, and a row's result does not depend on other rows.
 
 A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes, and against
-8-bit ones if the attribute ``bfloat16`` is 1: then x and W are rounded to that, and a row that
-holds an infinity gives no finite number.
+8-bit ones if the attribute ``bfloat16`` is 1: then x is rounded to that, W is made larger by
+3/1024 and cut to it, and a row that holds an infinity gives no finite number.
 
 Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero, and
 optionally bfloat16 (0 or 1).

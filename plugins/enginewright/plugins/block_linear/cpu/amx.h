@@ -1,10 +1,9 @@
 // How the kernels for AMX turn codes and rows of x into tiles of bfloat16.
 //
-// W is dequantized, made larger by 3/1024 and cut to bfloat16; x is rounded to the nearest. What is
-// cut makes W as much smaller, so that its errors are 6% larger than those of rounding (in the mean
-// of squares) and cancel each other as well; rounding takes an instruction more for each step. Sums
-// are in float32. That is for 4-bit codes, whose own rounding is larger by far, and for those of 8
-// bits beside them.
+// W is dequantized, made larger by 3/1024 and cut to bfloat16, which makes it as much smaller in the
+// mean: the root mean square of its errors is 6% above that of rounding to the nearest, which would
+// take one more operation for a step. x is rounded to the nearest. Sums are in float32. That is for
+// 4-bit codes, whose own rounding is larger by far, and for those of 8 bits beside them.
 //
 // A tile has 16 rows of 64 bytes: of W 16 rows by 32 elements along K (a step), of x 16 pairs of
 // elements by up to 16 rows. Both hold the elements of a step in one order, that of element_at(), so
