@@ -25,11 +25,13 @@ from enginewright.plugins.block_linear.reference import (
     dequantize,
     round_activations,
 )
+from enginewright.plugins.rounding import ties_to_even
 
 BLOCKS_AND_INPUTS = (
     (16, 16),
     (16, 48),
     (16, 208),
+    (16, 352),
     (32, 32),
     (32, 96),
     (32, 352),
@@ -176,9 +178,14 @@ def run(session: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
-def special_rows(bits: int) -> tuple[Case, np.ndarray[Any, Any]]:
+SPECIAL = {
+    str(i): Case(bits, 32, 96, True, True, 0, True, True, 33, (9,), bfloat16=bfloat16)
+    for i, (bits, bfloat16) in enumerate(((4, False), (8, False), (8, True)))
+}
+
+
+def special_rows(case: Case) -> np.ndarray[Any, Any]:
     """Rows that are nearly or wholly no numbers, each beside ordinary ones."""
-    case = Case(bits, 32, 96, True, True, 0, True, True, 33, (9,))
     x = case.x()
     x[1] = 0
     x[2] *= np.float32(1e-38)
@@ -187,7 +194,7 @@ def special_rows(bits: int) -> tuple[Case, np.ndarray[Any, Any]]:
     x[6] *= np.float32(1e-20)
     x[7] *= np.float32(1e30)
     x[8, 16:32] = 0
-    return case, x
+    return x
 
 
 def compute(library: Path) -> Results:
@@ -201,9 +208,8 @@ def compute(library: Path) -> Results:
         found[f"{name} alone"] = np.concatenate([run(one, row) for row in apart])
         found[f"{name} two threads"] = run(two, x)
         found[f"{name} two threads, alone"] = np.concatenate([run(two, row) for row in apart])
-    for bits in (4, 8):
-        case, x = special_rows(bits)
-        found[f"special {bits}"] = run(session(library, case.model()), x)
+    for name, case in SPECIAL.items():
+        found[f"special {name}"] = run(session(library, case.model()), special_rows(case))
     for name, case in TALL.items():
         two, x = session(library, case.model(), 2), case.x()
         found[name] = run(two, x)
@@ -248,10 +254,10 @@ def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(computed, oth
     assert not differing
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_rows_that_are_no_ordinary_numbers(computed, cpu_kernels, bits):
-    case, x = special_rows(bits)
-    found = computed[f"special {bits}"]
+@pytest.mark.parametrize("name", SPECIAL)
+def test_rows_that_are_no_ordinary_numbers(computed, cpu_kernels, name):
+    case, x = SPECIAL[name], special_rows(SPECIAL[name])
+    found = computed[f"special {name}"]
     with np.errstate(invalid="ignore"):
         y, tolerance = expected(case, x, cpu_kernels)
     bias = case.tensors()["bias"]
@@ -262,6 +268,24 @@ def test_rows_that_are_no_ordinary_numbers(computed, cpu_kernels, bits):
     assert (np.abs(found[others] - y[others]) <= tolerance[others]).all()
     assert np.array_equal(found[1], bias)
     assert np.array_equal(found[2], bias), "too small to count"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("offsets", [False, True])
+def test_what_tiles_make_of_weights_is_as_near_as_rounding_makes_it(bits, offsets):
+    case = Case(bits, 32, 1376, True, False, 1 << (bits - 1), offsets, False, 33)
+    given = {**case.tensors(), "bits": bits, "zero": case.zero}
+    x = np.eye(case.inputs, dtype=np.float32)
+    weight, made = (block_linear(x, **given, tiles=tiles) for tiles in (False, True))
+    large = np.abs(weight) > np.abs(weight).max() / 1000  # float32 sums count beside lesser ones
+    relative = made[large] / weight[large] - 1
+    rounded = ties_to_even(weight[large].astype(np.float32)) / weight[large] - 1
+    assert np.abs(relative).max() < 0.0052
+    assert np.sqrt((relative**2).mean()) < 1.1 * np.sqrt((rounded**2).mean())
+    assert abs(relative.mean()) < 5e-4
+    if not offsets:
+        assert (made[weight == 0] == 0).all()
+        assert (weight == 0).any()
 
 
 @pytest.mark.parametrize("name", TALL)

@@ -1,4 +1,4 @@
-"""Rounding to bfloat16, as the kernels of the CPU round."""
+"""Rounding and cutting to bfloat16, as the kernels of the CPU do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def ties_to_even(x: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def cut(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The nearest values of bfloat16 towards 0."""
+    """Values without the bits that bfloat16 lacks: the nearest towards 0."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)

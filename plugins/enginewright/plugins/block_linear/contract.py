@@ -19,7 +19,8 @@ of what was rounded is exact up to float32 sums, and a row's result does not dep
 
 A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit codes, and against
 8-bit ones if the attribute ``bfloat16`` is 1: then x is rounded to that, W is made larger by
-3/1024 and cut to it, and a row that holds an infinity gives no finite number.
+3/1024 and cut (towards 0) to it, and a row that holds an infinity gives no finite number. How they
+round may change within a version.
 
 Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero, and
 optionally bfloat16 (0 or 1).

@@ -16,7 +16,7 @@ from enginewright.plugins.block_linear.contract import (
 from enginewright.plugins.rounding import cut, ties_to_even
 
 LARGER = np.float32(1 + 3 / 1024)
-"""By so much tiles of bfloat16 make W larger before they cut it."""
+"""So much larger tiles of bfloat16 make W before they cut it."""
 
 
 def block_linear(
@@ -32,18 +32,8 @@ def block_linear(
     tiles: bool = False,
 ) -> NDArray[np.float64]:
     """y [..., N] in float64; ``tiles``: of what tiles of bfloat16 multiply."""
-    weight = dequantize(codes, scales, zero_points, offsets, bits=bits, zero=zero)
-    if tiles:
-        # As kernels do, in float32: what is not the product is rounded first. A code c of 8 bits is
-        # multiplied as 1 + c / 256.
-        scales = scales.astype(np.float32) * LARGER
-        offsets = None if offsets is None else offsets.astype(np.float32) * LARGER
-        one = 256 if bits == 8 else 0
-        none = np.zeros_like(codes)
-        product = dequantize(codes, scales, bits=bits, zero=-one)
-        rest = dequantize(none, scales, zero_points, offsets, bits=bits, zero=zero)
-        rest = (rest - dequantize(none, scales, bits=bits, zero=-one)).astype(np.float32)
-        weight = cut((product + rest).astype(np.float32))
+    dequantized = _cut if tiles else dequantize
+    weight = dequantized(codes, scales, zero_points, offsets, bits=bits, zero=zero)
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T
     return y if bias is None else y + bias
@@ -69,6 +59,30 @@ def dequantize(
         weight += offsets.astype(np.float64)[..., None]
     matrix: NDArray[np.float64] = weight.reshape(rows, -1)
     return matrix
+
+
+def _cut(
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[np.uint8] | None,
+    offsets: NDArray[Any] | None,
+    *,
+    bits: int,
+    zero: int,
+) -> NDArray[np.float64]:
+    """W as tiles have it: made larger, then without the bits that bfloat16 lacks.
+
+    As kernels do, in float32: what is not the product is rounded first. A code c of 8 bits is
+    multiplied as c + 256 (over 256).
+    """
+    larger = scales.astype(np.float32) * LARGER
+    added = None if offsets is None else offsets.astype(np.float32) * LARGER
+    moved = 256 if bits == 8 else 0
+    none = np.zeros_like(codes)
+    product = dequantize(codes, larger, bits=bits, zero=-moved)
+    rest = dequantize(none, larger, zero_points, added, bits=bits, zero=zero)
+    rest = (rest - dequantize(none, larger, bits=bits, zero=-moved)).astype(np.float32)
+    return cut((product + rest).astype(np.float32))
 
 
 def round_activations(x: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
