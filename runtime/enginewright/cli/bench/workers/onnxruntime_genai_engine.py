@@ -21,6 +21,8 @@ class Engine:
         self._kept: tuple[Any, list[int]] | None = None
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        if self._reuse:  # by rewinding, which batches cannot
+            return [self.stream(ids, tokens, lambda: None) for ids in prompts]
         generator = self._generator(len(prompts), len(prompts[0]) + tokens)
         generator.append_tokens(prompts if len(prompts) > 1 else prompts[0])
         for _ in range(tokens):

@@ -24,7 +24,10 @@ class Engine:
         self._requests = 0
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        handles = [self._ask(ids, tokens) for ids in prompts]
+        handles = [self._ask(prompts[0], tokens)]
+        while self._reuse and not handles[0].can_read():  # a prefix is shared once it is computed
+            self._pipeline.step()
+        handles += [self._ask(ids, tokens) for ids in prompts[1:]]
         return self._run(handles, lambda: None)
 
     def stream(self, prompt: list[int], tokens: int, tick: Callable[[], None]) -> list[int]:
