@@ -26,6 +26,7 @@ from enginewright.plugins.block_linear.reference import (
     round_activations,
 )
 from enginewright.plugins.rounding import ties_to_even
+from enginewright.plugins.row_ops.contract import SWIGLU
 
 BLOCKS_AND_INPUTS = (
     (16, 16),
@@ -99,17 +100,23 @@ class Case:
             x[..., rng.integers(0, self.inputs, 2)] *= 3000
         return x
 
-    def model(self, spoilt: Results | None = None, **attributes: int) -> bytes:
+    def model(
+        self, spoilt: Results | None = None, then: str | None = None, **attributes: int
+    ) -> bytes:
+        """The graph of the product, and of an operator of ours after it if there is one."""
         tensors = self.tensors() | (spoilt or {})
         names = [name if name == "x" or name in tensors else "" for name in contract.INPUTS]
         given = {"N": self.columns, "K": self.inputs, "bits": self.bits}
         given |= {"block_size": self.block, "zero": self.zero}
         given |= {contract.BFLOAT16: int(self.bfloat16)} | attributes
-        node = helper.make_node(contract.OP_TYPE, names, ["y"], domain=contract.DOMAIN, **given)
+        made = "y" if then is None else "product"
+        nodes = [helper.make_node(contract.OP_TYPE, names, [made], domain=contract.DOMAIN, **given)]
+        if then is not None:
+            nodes.append(helper.make_node(then, [made], ["y"], domain=contract.DOMAIN))
         rank = len(self.shape) + 1
         value = helper.make_tensor_value_info
         graph = helper.make_graph(
-            [node],
+            nodes,
             "one",
             [value("x", TensorProto.FLOAT, [None] * rank)],
             [value("y", TensorProto.FLOAT, None)],
@@ -164,6 +171,17 @@ TALL = {
 """More rows, and elements of a row, than are taken at a time."""
 TALL_COUNTS = (1, 16, 17, 32, 33, 48, 513)
 
+GATED = {
+    f"gated {case.name}": case
+    for (bits, bfloat16), (block, inputs, columns, rows) in itertools.product(
+        ((4, False), (8, False), (8, True)),
+        ((16, 48, 2, 1), (32, 352, 10, 5), (64, 320, 66, 33), (32, 576, 1100, 300)),
+    )
+    for case in (
+        Case(bits, block, inputs, True, False, 1, True, True, columns, (rows,), bfloat16=bfloat16),
+    )
+}
+
 
 def session(library: Path, model: bytes, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
@@ -215,6 +233,13 @@ def compute(library: Path) -> Results:
         found[name] = run(two, x)
         for count in TALL_COUNTS:
             found[f"{name} {count}"] = run(two, x[:count])
+    for name, case in GATED.items():
+        x, gated = case.x(), case.model(gated=1)
+        found[f"{name} apart"] = run(session(library, case.model(then=SWIGLU)), x)
+        found[name] = run(session(library, gated), x)
+        two = session(library, gated, 2)
+        found[f"{name} two threads"] = run(two, x)
+        found[f"{name} two threads, alone"] = np.concatenate([run(two, row[None]) for row in x])
     return found
 
 
@@ -297,6 +322,17 @@ def test_many_rows(computed, cpu_kernels, name):
         assert np.array_equal(computed[f"{name} {count}"], computed[name][:count]), count
 
 
+@pytest.mark.parametrize("name", GATED)
+def test_a_gate_has_the_bits_of_the_product_and_the_activation_apart(computed, cpu_kernels, name):
+    case, apart = GATED[name], computed[f"{name} apart"]
+    assert apart.shape == (*case.shape, case.columns // 2)
+    for run_as in ("", " two threads", " two threads, alone"):
+        assert np.array_equal(computed[f"{name}{run_as}"], apart), run_as
+    tensors, tiles = case.tensors(), case.in_tiles(cpu_kernels)
+    given = {"bits": case.bits, "zero": case.zero, "tiles": tiles, "gated": True}
+    assert np.allclose(apart, block_linear(case.x(), **tensors, **given), rtol=1e-3, atol=1e-3)
+
+
 def test_what_tiles_do_not_take_has_the_bits_of_other_kernels(compute_with):
     found, narrow = compute_with("amx"), compute_with("avx2")
     others = [name for name, case in CASES.items() if not case.in_tiles("amx")]
@@ -355,6 +391,8 @@ def test_against_4_bits_an_outlier_costs_its_own_group_alone():
         {"zero": 16},
         {"N": 0},
         {"K": -48},
+        {"gated": 1},
+        {"gated": 2},
     ],
     ids=str,
 )

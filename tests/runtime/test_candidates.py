@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginewright.runtime.engine import DeviceLogits, TopLogits
+from enginewright.runtime.engine import ReducedLogits, TopLogits
 from enginewright.runtime.errors import EnginewrightError
 from enginewright.runtime.sampling.params import SamplingParams
 from enginewright.runtime.sampling.sampler import Sampler
@@ -33,7 +33,7 @@ class Device:
             peak = rows.max(axis=1)
             normalizer = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
         top = np.take_along_axis(rows, order, axis=1)
-        self.logits = DeviceLogits(top, order.astype(np.int32), normalizer, self._bring)
+        self.logits = ReducedLogits(top, order.astype(np.int32), normalizer, self._bring)
 
     def _bring(self, start: int, end: int) -> NDArray[np.float32]:
         self.brought += end - start

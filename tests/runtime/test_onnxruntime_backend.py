@@ -142,7 +142,7 @@ def test_many_logits_do_not_stay_in_memory(engine: Any, tiny_model: Any) -> None
     np.testing.assert_allclose(logits, tiny_model.logits(ids), **CLOSE)
     last = engine.step(step_batch([[1]], [len(ids)], 0)).copy()
     np.testing.assert_allclose(last[0], tiny_model.logits([*ids, 1])[-1], **CLOSE)
-    assert len(engine._logits) <= KEPT_LOGITS_ROWS
+    assert len(engine._outputs["logits"]) <= KEPT_LOGITS_ROWS
 
 
 def test_rows_survive_copies_and_growth(engine: Any, tiny_model: Any) -> None:

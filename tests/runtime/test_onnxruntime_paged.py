@@ -179,7 +179,8 @@ def test_the_cache_is_written_in_place_and_nowhere_else(engine: Any) -> None:
         changed = np.argwhere((tensor[:8] != before[name]).any(axis=axes)).tolist()
         assert changed == [[2, 9], [5, 3]], "only the new tokens were written"
     (binding,) = engine._bindings.values()
-    held = {tensor.ctypes.data for tensor in pool.values()} | {engine._logits.ctypes.data}
+    bound = (*pool.values(), *engine._outputs.values())
+    held = {array.ctypes.data for array in bound}
     assert {value.data_ptr() for value in binding.io.get_outputs()} == held
 
 

@@ -11,7 +11,8 @@ B rows, S padded new positions, n blocks a row, L wanted logits, V vocabulary, K
 | logits_index  | [L]    | int64   | positions b * S + s of the [B, S] grid to be projected    |
 | *logits*      | [L, V] | float32 | one row of logits for each wanted position                |
 
-Logits may stay on the device, see ``DeviceLogits``; of these the host has
+An engine may find the highest logits of each row itself (``ReducedLogits``), and keep the rows on
+its device until somebody asks for one:
 
 | tensor           | shape  | dtype   | meaning                                                |
 |------------------|--------|---------|--------------------------------------------------------|
@@ -98,8 +99,7 @@ class BlockCopy:
 
 @dataclass(frozen=True)
 class TopLogits:
-    """A row of logits that stays on the device, and what the host has of it; ``np.asarray``
-    brings the row [V].
+    """A row of logits of which the highest are known; ``np.asarray`` brings the row [V].
 
     ``logits`` [K] are the highest, ``ids`` [K] their tokens. Of those that equal the lowest of them
     there may be more. ``log_normalizer``: log(sum(exp(row))); no finite number where the row has
@@ -120,11 +120,11 @@ class TopLogits:
         return np.array(self.whole, dtype, copy=copy)
 
 
-class DeviceLogits:
-    """Logits [L, V] that stay on the device until the next step.
+class ReducedLogits:
+    """Logits [L, V] of which the highest are known, until the next step.
 
     An index gives a row's TopLogits; a slice brings whole rows, ``np.asarray`` all of them.
-    ``bring(start, end)`` copies rows to the host.
+    ``bring(start, end)`` gives rows, from the device where they are there.
     """
 
     def __init__(
@@ -161,7 +161,16 @@ class DeviceLogits:
         return np.array(self._bring(0, len(self)), dtype, copy=copy)
 
 
-StepLogits: TypeAlias = NDArray[np.float32] | DeviceLogits
+def reduced_outputs(rows: int, top: int) -> dict[str, NDArray[Any]]:
+    """Room for what an engine finds of so many rows, in the order of the module's table."""
+    return {
+        "top_logits": np.empty((rows, top), np.float32),
+        "top_ids": np.empty((rows, top), np.int32),
+        "log_normalizer": np.empty(rows, np.float32),
+    }
+
+
+StepLogits: TypeAlias = NDArray[np.float32] | ReducedLogits
 RowLogits: TypeAlias = NDArray[np.float32] | TopLogits
 
 

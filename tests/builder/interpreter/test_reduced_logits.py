@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from enginewright.builder.interpreter.engine import InterpretedEngine
 from enginewright.runtime import LLM, BeamSearchParams, SamplingParams
-from enginewright.runtime.engine import DeviceLogits, StepBatch, StepLogits
+from enginewright.runtime.engine import ReducedLogits, StepBatch, StepLogits
 
 VOCAB = 311
 LENGTHS = (3, 21, 17, 1)
@@ -28,7 +28,7 @@ class Counting(InterpretedEngine):
 
     def step(self, batch: StepBatch) -> StepLogits:
         logits = super().step(batch)
-        assert isinstance(logits, DeviceLogits)
+        assert isinstance(logits, ReducedLogits)
         self.rows += len(logits)
         bring = logits._bring
 

@@ -39,6 +39,40 @@ def test_a_gated_activation(graph):
     assert [value.name for value in made.model.graph.node(0).inputs] == ["x"]
 
 
+_PACKED = """
+gated (float[B, S, 16] a, uint8[32, 1, 8] c, float[32, 1] w, int64[2] sizes) =>
+    (float[B, S, 16] y{outputs})
+{{ x = enginewright.BlockLinear <N = 32, K = 16, bits = 4, block_size = 16, zero = 8> (a, c, w)
+   gate, up = Split <axis = -1> (x, sizes)
+   s = com.microsoft.QuickGelu <alpha = 1.0> (gate) y = Mul (s, up){rest} }}
+"""
+
+
+def test_a_gate_goes_into_its_product(graph):
+    made = graph(_PACKED.format(outputs="", rest=""), sizes=np.array([16, 16]))
+    lower_row_ops(made.model)
+    assert made.ops() == {"BlockLinear": 1}
+    (product,) = made.model.graph
+    assert [value.name for value in product.inputs] == ["a", "c", "w"]
+    found = {name: attribute.as_int() for name, attribute in product.attributes.items()}
+    assert found == {"N": 32, "K": 16, "bits": 4, "block_size": 16, "zero": 8, "gated": 1}
+    assert made.model.graph.outputs[0] is product.outputs[0]
+
+
+def test_a_product_that_is_read_elsewhere_keeps_its_gate_apart(graph):
+    text = _PACKED.format(outputs=", float[B, S, 32] z", rest=" z = Neg (x)")
+    made = graph(text, sizes=np.array([16, 16]))
+    lower_row_ops(made.model)
+    assert made.ops() == {"BlockLinear": 1, "SwiGLU": 1, "Neg": 1}
+
+
+def test_a_product_that_is_an_output_keeps_its_gate_apart(graph):
+    text = _PACKED.replace("x =", "z =").replace("(x,", "(z,")
+    made = graph(text.format(outputs=", float[B, S, 32] z", rest=""), sizes=np.array([16, 16]))
+    lower_row_ops(made.model)
+    assert made.ops() == {"BlockLinear": 1, "SwiGLU": 1}
+
+
 @pytest.mark.parametrize(
     "rest",
     [

@@ -28,9 +28,9 @@ from enginewright.builder.passes.reduce_logits import OUTPUTS as REDUCED
 from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.engine import (
     BlockCopy,
-    DeviceLogits,
     Engine,
     EngineInfo,
+    ReducedLogits,
     StepBatch,
     StepLogits,
     StepSupport,
@@ -89,7 +89,7 @@ class InterpretedEngine(Engine):
         if REDUCED[0] not in outputs:
             return logits
         top_logits, top_ids, log_normalizer = (outputs[name].numpy() for name in REDUCED)
-        return DeviceLogits(
+        return ReducedLogits(
             top_logits, top_ids, log_normalizer, lambda start, end: logits[start:end]
         )
 

@@ -4,7 +4,8 @@ Before: n, _, _, s = SkipSimplifiedLayerNormalization(x, y, w).
 After: n, s = AddRMSNorm(x, y, w).
 
 Before: gate, up = Split(x, two equal parts); Mul(QuickGelu(gate) with alpha 1, up).
-After: SwiGLU(x).
+After: SwiGLU(x); where x = BlockLinear(...) is read by nothing else, BlockLinear(...) with
+``gated`` = 1, which never writes x to memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from enginewright.builder.passes.match import (
     producer,
     replace,
 )
+from enginewright.plugins.block_linear import contract as block_linear
 from enginewright.plugins.row_ops.contract import ABI_VERSION, ADD_RMS_NORM, DOMAIN, SWIGLU
 
 
@@ -57,11 +59,18 @@ def _lower_swiglu(activation: ir.Node) -> None:
         return
     if len(gate.uses()) != 1 or len(up.uses()) != 1 or len(activation.outputs[0].uses()) != 1:
         return
-    lowered = ir.node(SWIGLU, split.inputs[:1], domain=DOMAIN)
+    done = [product, activation, split]
+    packed = producer(split.inputs[0], block_linear.OP_TYPE)
+    if packed is None or len(packed.outputs[0].uses()) > 1 or packed.outputs[0].is_graph_output():
+        lowered = ir.node(SWIGLU, split.inputs[:1], domain=DOMAIN)
+    else:
+        attributes = [*packed.attributes.values(), ir.AttrInt64(block_linear.GATED, 1)]
+        lowered = ir.Node(packed.domain, packed.op_type, packed.inputs, attributes)
+        done.append(packed)
     insert_before(product, [lowered])
     replace(product.outputs, lowered.outputs)
     assert product.graph is not None
-    product.graph.remove([product, activation, split], safe=True)
+    product.graph.remove(done, safe=True)
 
 
 def _halves(split: ir.Node) -> bool:

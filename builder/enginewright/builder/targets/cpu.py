@@ -6,7 +6,8 @@
 |        |                     |                            | kv_cache                  | built    |
 | plain  | GroupQueryAttention | MatMulNBits; MatMul (fp32) | slots, float32            | nothing  |
 
-Between linear layers, native runs AddRMSNorm and SwiGLU where the model has what they compute.
+Between linear layers, native runs AddRMSNorm and SwiGLU where the model has what they compute, the
+latter within BlockLinear if it can; after the last it runs TopLogits.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from enginewright.builder.passes.lower_attention import lower_attention
 from enginewright.builder.passes.lower_block_linear import lower_block_linear
 from enginewright.builder.passes.lower_paged_attention import lower_paged_attention
 from enginewright.builder.passes.lower_row_ops import lower_row_ops
+from enginewright.builder.passes.lower_top_logits import lower_top_logits
 from enginewright.builder.passes.pack_projections import pack_projections
 from enginewright.builder.passes.prune_logits import prune_logits
 from enginewright.builder.passes.quantize import quantize
@@ -86,6 +88,7 @@ class CpuTarget(Target):
                 if request.precision == "int4":  # is further from the model than bfloat16
                     recorder.run(allow_bfloat16, native, plan="native")
                 recorder.run(lower_row_ops, native, plan="native")
+                recorder.run(lower_top_logits, native, plan="native")
                 recorder.run(share_tables, native, plan="native")
                 recorder.run(simplify, native, plan="native")
                 _save(native, weights, request.folder / _NATIVE)

@@ -8,7 +8,7 @@
 | zero_points | [N, ceil(K / block * bits / 8)]  | uint8   | optional, as codes; else all `zero`   |
 | offsets     | [N, K / block]                   | T       | optional, else 0                      |
 | bias        | [N]                              | float32 | optional, else 0                      |
-| *y*         | [..., N]                         | float32 |                                       |
+| *y*         | [..., N]                         | float32 | [..., N / 2] if gated                 |
 
 T is float16 or float32; codes may have any shape of as many elements. x is rounded to the nearest,
 ties to even. Against 8-bit codes to 16 bits: the scale of a row (its largest magnitude / 32767)
@@ -22,8 +22,11 @@ A processor that multiplies tiles of bfloat16 (AMX) may use them against 4-bit c
 3/1024 and cut (towards 0) to it, and a row that holds an infinity gives no finite number. How they
 round may change within a version.
 
+If the attribute ``gated`` is 1, the first half of the product's columns are a gate and y is
+gate * sigmoid(gate) times the other half, as SwiGLU (row_ops/contract.py) has it.
+
 Attributes: N, K, bits (4 or 8), block_size (a power of two, 16 to 256, that divides K), zero, and
-optionally bfloat16 (0 or 1).
+optionally bfloat16 and gated (0 or 1).
 A changed meaning is a new ``ABI_VERSION``, which is the version of the operator.
 """
 
@@ -34,6 +37,7 @@ OP_TYPE = "BlockLinear"
 ABI_VERSION = 1
 INPUTS = ("x", "codes", "scales", "zero_points", "offsets", "bias")
 BFLOAT16 = "bfloat16"
+GATED = "gated"
 GROUP = 16
 LARGEST_BYTE = 127
 LARGEST_WORD = 32767

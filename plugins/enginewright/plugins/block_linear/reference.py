@@ -14,6 +14,7 @@ from enginewright.plugins.block_linear.contract import (
     SMALLEST_SCALE,
 )
 from enginewright.plugins.rounding import cut, ties_to_even
+from enginewright.plugins.row_ops.reference import swiglu
 
 LARGER = np.float32(1 + 3 / 1024)
 """So much larger tiles of bfloat16 make W before they cut it."""
@@ -30,13 +31,18 @@ def block_linear(
     bits: int,
     zero: int,
     tiles: bool = False,
+    gated: bool = False,
 ) -> NDArray[np.float64]:
-    """y [..., N] in float64; ``tiles``: of what tiles of bfloat16 multiply."""
+    """y [..., N], or [..., N / 2] if ``gated``, in float64.
+
+    ``tiles``: of what tiles of bfloat16 multiply.
+    """
     dequantized = _cut if tiles else dequantize
     weight = dequantized(codes, scales, zero_points, offsets, bits=bits, zero=zero)
     rounded = ties_to_even(x) if tiles else round_activations(x, bits)
     y: NDArray[np.float64] = rounded @ weight.T
-    return y if bias is None else y + bias
+    y = y if bias is None else y + bias
+    return swiglu(y) if gated else y
 
 
 def dequantize(

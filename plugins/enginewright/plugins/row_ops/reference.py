@@ -20,7 +20,18 @@ def add_rms_norm(
     return total / np.sqrt(mean + epsilon) * weight, total
 
 
-def swiglu(gate_up: NDArray[np.float32]) -> NDArray[np.float64]:
+def top_logits(
+    logits: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+    """top_logits and top_ids, both [L, k], and log_normalizer [L]."""
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :k].astype(np.int32)
+    wide = logits.astype(np.float64)
+    highest = wide.max(axis=-1, keepdims=True)
+    total = np.exp(wide - highest).sum(axis=-1)
+    return np.take_along_axis(logits, ids, axis=-1), ids, highest[:, 0] + np.log(total)
+
+
+def swiglu(gate_up: NDArray[Any]) -> NDArray[np.float64]:
     """[..., K] of [..., 2 K]."""
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
     out: NDArray[np.float64] = gate / (1 + np.exp(-gate)) * up

@@ -160,7 +160,7 @@ class EngineEntry:
 
     @property
     def top_logits(self) -> int:
-        """How many logits of each row come to the host, see engine.DeviceLogits; 0: all."""
+        """How many logits of each row come to the host, see engine.ReducedLogits; 0: all."""
         found = (tensor.shape[-1] for tensor in self.io if tensor.name == "top_logits")
         return int(next(found, 0))
 

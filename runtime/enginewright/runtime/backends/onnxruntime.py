@@ -13,7 +13,7 @@ With ``slots`` these are the slots [s, s + B) of the rows, and the model has no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,21 @@ from enginewright.runtime.backends.onnxruntime_session import (
     session_options,
 )
 from enginewright.runtime.doctor.needs import kv_bytes_per_token
-from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
+from enginewright.runtime.engine import (
+    BlockCopy,
+    Engine,
+    EngineInfo,
+    ReducedLogits,
+    StepBatch,
+    StepLogits,
+    StepSupport,
+    reduced_outputs,
+)
 from enginewright.runtime.errors import ArtifactError, NativeCodeError, TargetError
 from enginewright.runtime.processor import check_variables
 
 KEPT_LOGITS_ROWS = 64
-"""Rows of the logits buffer that steps share; a step that wants more has one of its own."""
+"""Rows of the outputs that steps share; a step that wants more has its own."""
 
 MAX_BINDINGS = 64
 """Kept bindings; a decode of n rows needs one for each n, the rest are rare."""
@@ -69,25 +78,27 @@ class OnnxRuntimeEngine(Engine):
         self._info = _describe(entry, manifest)
         paged = entry.kv.layout == "paged"
         self._inputs = (*SMALL_INPUTS, "block_table") if paged else SMALL_INPUTS
-        check_interface(self._session, entry.kv, model, self._inputs)
+        self._top = entry.top_logits
+        self._outputs = self._empty_outputs(0)
+        check_interface(self._session, entry.kv, model, self._inputs, self._outputs)
         self._pool = PagedPool(entry.kv, entry.limits) if paged else SlotPool(entry.kv)
         self._pads = entry.precision == "fp32" or not paged  # BlockLinear needs none
         self._pads_past = self._pads and paged  # slots have no room for padding there
         self._bindings: dict[Place, Binding] = {}
-        self._logits: NDArray[np.float32] = np.empty((0, entry.vocab_size), np.float32)
 
     def describe(self) -> EngineInfo:
         return self._info
 
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> StepLogits:
         if self._pads_past or (self._pads and not batch.past_lengths.any()):
             batch = _even_width(batch)
-        logits = self._logits_rows(len(batch.logits_index))
+        outputs = self._outputs_of(len(batch.logits_index))
         binding = self._binding(self._pool.place(batch))
-        binding.fill(batch, logits)
+        binding.fill(batch, outputs)
         self._session.run_with_iobinding(binding.io)
         self._pool.ran(batch)
-        return logits
+        logits = outputs.pop("logits")
+        return ReducedLogits(**outputs, bring=lambda a, b: logits[a:b]) if outputs else logits
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         for each in copies:
@@ -102,16 +113,20 @@ class OnnxRuntimeEngine(Engine):
         self._pool.clear()
         self._session = None
 
-    def _logits_rows(self, rows: int) -> NDArray[np.float32]:
+    def _outputs_of(self, rows: int) -> dict[str, NDArray[Any]]:
         """Room for the logits: the same for every step that wants few rows.
 
         A step that scores a whole prompt needs far more, which is not kept.
         """
         if rows > KEPT_LOGITS_ROWS:
-            return np.empty((rows, self._info.vocab_size), np.float32)
-        if rows > len(self._logits):
-            self._logits = np.empty((rows, self._info.vocab_size), np.float32)
-        return self._logits[:rows]
+            return self._empty_outputs(rows)
+        if rows > len(self._outputs["logits"]):
+            self._outputs = self._empty_outputs(rows)
+        return {name: array[:rows] for name, array in self._outputs.items()}
+
+    def _empty_outputs(self, rows: int) -> dict[str, NDArray[Any]]:
+        logits = {"logits": np.empty((rows, self._info.vocab_size), np.float32)}
+        return logits | (reduced_outputs(rows, self._top) if self._top else {})
 
     def _binding(self, place: Place) -> Binding:
         """The binding of a range of the pool: 4 tensors a layer, bound once and kept."""
@@ -131,7 +146,7 @@ class OnnxRuntimeEngine(Engine):
 class Binding:
     """An IOBinding to one range of the pool, and the fixed-address inputs bound to it last.
 
-    Bound memory is referred to by address only, so the arrays are kept here. The logits are the
+    Bound memory is referred to by address only, so the arrays are kept here. The outputs are the
     step's own.
     """
 
@@ -146,26 +161,27 @@ class Binding:
         self.io.bind_input(name, "cpu", 0, tensor.dtype.type, tensor.shape, address)
         self.io.bind_output(f"{name}.out", "cpu", 0, tensor.dtype.type, tensor.shape, address)
 
-    def fill(self, batch: StepBatch, logits: NDArray[np.float32]) -> None:
+    def fill(self, batch: StepBatch, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Copy the batch to the bound inputs; bind anew what differs from the last step."""
         bound = (
             *batch.input_ids.shape,
             batch.block_table.shape[1],
-            len(logits),
-            logits.ctypes.data,
+            len(batch.logits_index),
+            *(array.ctypes.data for array in outputs.values()),
         )
         if bound != self.bound:
-            self._bind(batch, logits)
+            self._bind(batch, outputs)
             self.bound = bound
         for name, array in self.inputs.items():
             array[...] = getattr(batch, name)
 
-    def _bind(self, batch: StepBatch, logits: NDArray[np.float32]) -> None:
+    def _bind(self, batch: StepBatch, outputs: Mapping[str, NDArray[Any]]) -> None:
         for name in self.names:
             array = np.empty_like(getattr(batch, name), order="C")
             self.io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             self.inputs[name] = array
-        self.io.bind_output("logits", "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
+        for name, array in outputs.items():
+            self.io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
 def _even_width(batch: StepBatch) -> StepBatch:

@@ -66,10 +66,16 @@ def cache_names(kv: KVEntry) -> list[str]:
     return [f"{kind}_cache.{i}" for i in range(kv.layers) for kind in "kv"]
 
 
-def check_interface(session: Any, kv: KVEntry, model: Path, inputs: Iterable[str]) -> None:
-    """Raise ArtifactError unless the model takes these inputs and its caches, and gives logits."""
+def check_interface(
+    session: Any,
+    kv: KVEntry,
+    model: Path,
+    inputs: Iterable[str],
+    outputs: Iterable[str] = ("logits",),
+) -> None:
+    """Raise ArtifactError unless the model takes and gives just these, and its caches."""
     caches = cache_names(kv)
-    expected = {*inputs, *caches} | {"logits", *(f"{name}.out" for name in caches)}
+    expected = {*inputs, *caches, *outputs, *(f"{name}.out" for name in caches)}
     found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
     if expected != found:
         differing = ", ".join(sorted(expected ^ found)[:8])

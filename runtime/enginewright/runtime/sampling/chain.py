@@ -119,7 +119,7 @@ class Chain:
 
         Otherwise most often a row that the thread's next call writes to.
         """
-        due = [step for step in self._steps if step.due(len(output))]
+        due = self.due(len(output))
         if not due:
             return logits
         adjusted = self._copy_of(logits)
@@ -127,13 +127,17 @@ class Chain:
             adjusted = step.apply(adjusted, output)
         return adjusted
 
+    def due(self, count: int) -> list[_Step]:
+        """What there is to do after so many tokens."""
+        return [step for step in self._steps if step.due(count)]
+
     def of_some(self, ids: Ids, logits: Logits, output: Output) -> Logits | None:
         """The same for some tokens, ``ids`` [n], whose logits [n] alone are known.
 
         None where a processor may raise the logits of others. The array itself when there is
         nothing to do.
         """
-        due = [step for step in self._steps if step.due(len(output))]
+        due = self.due(len(output))
         if not due:
             return logits
         if not all(step.lowers for step in due):

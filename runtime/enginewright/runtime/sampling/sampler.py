@@ -11,6 +11,7 @@ V vocabulary, K candidates left by the truncations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,8 @@ class Sampler:
 
     def _settle(self, row: TopLogits, output: Sequence[int]) -> SampledToken | None:
         """What ``sample`` gives, if the row's highest logits settle it."""
+        if self._takes_the_highest(row, len(output)):
+            return SampledToken(self._chosen(int(row.ids[0])))
         known, wanted = Candidates.of(row, self._vocab_size), self.params.num_logprobs
         if known is None or self._named.size or not -1 < (wanted or 0) <= known.ids.size:
             return None
@@ -136,6 +139,17 @@ class Sampler:
         found = logprobs.likeliest(known.logits, position, wanted, known.log_normalizer)
         scores = {int(known.ids[at]): score for at, score in found.items()}
         return SampledToken(token, scores[token][0], scores)
+
+    def _takes_the_highest(self, row: TopLogits, step: int) -> bool:
+        """Whether nothing else is asked for, and one logit is above all others."""
+        plain = self.params.greedy and self.params.num_logprobs is None
+        return (
+            plain
+            and not self._chain.due(step)
+            and math.isfinite(row.log_normalizer)
+            and row.logits.size > 1
+            and bool(row.logits[0] > row.logits[1])
+        )
 
     def _choose(self, known: Candidates, adjusted: Logits, step: int) -> int | None:
         """The position of the chosen token among the known, if other tokens have no part in it."""

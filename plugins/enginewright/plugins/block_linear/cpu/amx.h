@@ -285,12 +285,12 @@ void pack(const float* x, const Weights& w, const Activations& a, size_t m) {
 }
 
 // 16 rows of W by some of x, to y with the bias.
-void finish_tile(const Weights& w, const float* tile, float* y, size_t m, size_t rows, size_t n,
-                 size_t columns) {
+void finish_tile(const Weights& w, const float* tile, const Result& y, size_t m, size_t rows,
+                 size_t n, size_t columns) {
     const __mmask16 mask = first(columns);
     const __m512 bias = w.bias ? _mm512_maskz_loadu_ps(mask, w.bias + n) : _mm512_setzero_ps();
     const auto store = [&](size_t r, __m512 values) {
-        _mm512_mask_storeu_ps(y + (m + r) * w.n + n, mask, _mm512_add_ps(values, bias));
+        _mm512_mask_storeu_ps(y.at(m + r, n), mask, _mm512_add_ps(values, bias));
     };
     if (rows <= 4) {
         const __m512i lines = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176,

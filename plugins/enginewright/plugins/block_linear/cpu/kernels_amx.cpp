@@ -77,7 +77,7 @@ Room& room() {
 template <size_t Bits, size_t Block>
 class Multiplication {
   public:
-    Multiplication(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1,
+    Multiplication(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
                    size_t n0, size_t n1)
         : w_(w), a_(a), y_(y), m0_(m0), m1_(m1), n0_(n0), n1_(n1), steps_(w.k / kDepth) {}
 
@@ -212,7 +212,7 @@ class Multiplication {
     Room& room_ = room();
     const Weights& w_;
     const Activations& a_;
-    float* y_;
+    const Result& y_;
     size_t m0_, m1_, n0_, n1_, steps_;
 };
 
@@ -226,8 +226,8 @@ size_t columns_of_task(size_t, size_t n) {
 }
 
 template <size_t Bits, size_t Block>
-void multiply_as(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
-                 size_t n1) {
+void multiply_as(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
+                 size_t n0, size_t n1) {
     const Multiplication<Bits, Block> multiplication(w, a, y, m0, m1, n0, n1);
     if (m1 - m0 <= kPanelRows)
         multiplication.few();
@@ -235,8 +235,8 @@ void multiply_as(const Weights& w, const Activations& a, float* y, size_t m0, si
         multiplication.many();
 }
 
-void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
-              size_t n1) {
+void multiply(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
+              size_t n0, size_t n1) {
     static constexpr decltype(&multiply) kAll[2][5] = {
         {multiply_as<4, 16>, multiply_as<4, 32>, multiply_as<4, 64>, multiply_as<4, 128>,
          multiply_as<4, 256>},

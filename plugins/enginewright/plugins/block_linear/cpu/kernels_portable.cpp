@@ -74,12 +74,11 @@ float product(const Weights& w, const Row& x, size_t n) {
     return total;
 }
 
-void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
-              size_t n1) {
+void multiply(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
+              size_t n0, size_t n1) {
     for (size_t n = n0; n < n1; ++n)
         for (size_t m = m0; m < m1; ++m)
-            y[m * w.n + n] =
-                a.scales[m] * product(w, Row(w, a, m), n) + (w.bias ? w.bias[n] : 0.0f);
+            *y.at(m, n) = a.scales[m] * product(w, Row(w, a, m), n) + (w.bias ? w.bias[n] : 0.0f);
 }
 
 float largest_magnitude(const float* x, size_t count) {

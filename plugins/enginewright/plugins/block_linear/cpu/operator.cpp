@@ -10,6 +10,7 @@
 
 #include "huge_pages.h"
 #include "operators.h"
+#include "swiglu.h"
 #include "tensors.h"
 
 namespace enginewright {
@@ -62,12 +63,14 @@ struct Product {
     const Activations& a;
     const float* x;
     float* y;
+    bool gated;
     size_t m, columns;  // rows of x, columns of y a task
     mutable std::atomic<bool> out_of_memory = false;
 
     size_t rounds() const { return (m + kernels.rows_at_once - 1) / kernels.rows_at_once; }
     size_t row_tasks() const { return (m + kernels.rows_of_task - 1) / kernels.rows_of_task; }
-    size_t column_tasks() const { return (w.n + columns - 1) / columns; }
+    size_t column_tasks() const { return (width() + columns - 1) / columns; }
+    size_t width() const { return gated ? w.n / 2 : w.n; }  // of y
 
     static void round(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
@@ -77,13 +80,30 @@ struct Product {
     static void multiply(void* self, size_t task) {
         const auto& p = *static_cast<const Product*>(self);
         const size_t m0 = task / p.column_tasks() * p.kernels.rows_of_task;
+        const size_t m1 = std::min(p.m, m0 + p.kernels.rows_of_task);
         const size_t n0 = task % p.column_tasks() * p.columns;
+        const size_t n1 = std::min(p.width(), n0 + p.columns);
         try {  // an exception must not leave a session's thread
-            p.kernels.multiply(p.w, p.a, p.y, m0, std::min(p.m, m0 + p.kernels.rows_of_task), n0,
-                               std::min(p.w.n, n0 + p.columns));
+            if (p.gated)
+                p.multiply_gated(m0, m1, n0, n1);
+            else
+                p.kernels.multiply(p.w, p.a, {p.y, p.w.n}, m0, m1, n0, n1);
         } catch (const std::bad_alloc&) {
             p.out_of_memory = true;
         }
+    }
+
+  private:
+    // A row's gate and what it lets through lie side by side in the thread's own room.
+    void multiply_gated(size_t m0, size_t m1, size_t n0, size_t n1) const {
+        thread_local std::vector<float> room;
+        const size_t count = n1 - n0, up = width();
+        room.resize((m1 - m0) * 2 * count);
+        kernels.multiply(w, a, {room.data(), 2 * count, m0, n0}, m0, m1, n0, n1);
+        kernels.multiply(w, a, {room.data() + count, 2 * count, m0, up + n0}, m0, m1, up + n0,
+                         up + n1);
+        for (size_t m = m0; m < m1; ++m)
+            swiglu(room.data() + (m - m0) * 2 * count, count, y + m * width() + n0);
     }
 };
 
@@ -104,6 +124,7 @@ class Kernel {
         block_ = attribute("block_size");
         zero_ = attribute("zero");
         bfloat16_ = attribute("bfloat16");
+        gated_ = attribute("gated");
         for (size_t i = kCodes; i < kInputs; ++i) {
             constants_[i] = read_constant(api_, info, i);
             kept_[i] = in_huge_pages(constants_[i].data, bytes_of(constants_[i]));
@@ -115,10 +136,12 @@ class Kernel {
         const bool block =
             block_ >= kGroup && block_ <= 256 && (block_ & (block_ - 1)) == 0 && k_ % block_ == 0;
         const bool sizes = n_ > 0 && n_ <= kLargestSize && k_ > 0 && k_ <= kLargestSize;
-        if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_) return nullptr;
+        const bool gates = gated_ <= 1 && n_ % (1 + gated_) == 0;
+        if (sizes && (bits_ == 4 || bits_ == 8) && block && zero_ < 1u << bits_ && gates)
+            return nullptr;
         return fail(
             "BlockLinear: N and K must be positive, bits 4 or 8, block_size a power of two from 16 "
-            "to 256 that divides K, and zero a code");
+            "to 256 that divides K, zero a code, and gated 0 or, of an even N, 1");
     }
 
     ort::Status* compute(ort::KernelContext* context) const {
@@ -133,7 +156,7 @@ class Kernel {
         if (shape.empty() || shape.back() != static_cast<int64_t>(k_))
             return fail("BlockLinear: the last axis of x is not K");
         const size_t m = in[kX]->count / k_;
-        shape.back() = static_cast<int64_t>(n_);
+        shape.back() = static_cast<int64_t>(n_ / (1 + gated_));
         ort::Value* output = nullptr;
         void* y = nullptr;
         if (auto* status = api_.output(context, 0, shape.data(), shape.size(), &output))
@@ -180,7 +203,8 @@ class Kernel {
         thread_local Room room;
         const Kernels& kernels = choose_kernels(bits_, k_, bfloat16_ == 1);
         const Activations a = room.fit(m, kernels, w);
-        Product product{kernels, w, a, x, y, m, kernels.columns_of_task(m, n_)};
+        Product product{kernels, w, a, x, y, gated_ == 1, m};
+        product.columns = kernels.columns_of_task(m, product.width());
         if (product.rounds() == 1)
             Product::round(&product, 0);
         else if (auto* status =
@@ -196,7 +220,7 @@ class Kernel {
     }
 
     ort::Api api_;
-    size_t n_, k_, bits_, block_, zero_, bfloat16_;
+    size_t n_, k_, bits_, block_, zero_, bfloat16_, gated_;
     std::array<Tensor, kInputs> constants_;
     std::array<Constant, kInputs> kept_;
 };

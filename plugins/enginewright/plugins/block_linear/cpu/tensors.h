@@ -51,6 +51,15 @@ struct Activations {
     size_t rows;  // M
 };
 
+// Where a part of a product goes: its rows from m0 on, its columns from n0 on.
+struct Result {
+    float* data;
+    size_t stride;  // from a row to the next
+    size_t m0 = 0, n0 = 0;
+
+    float* at(size_t m, size_t n) const { return data + (m - m0) * stride + (n - n0); }
+};
+
 // With one row of x the work is reading W, in few long runs of it.
 inline size_t few_columns(size_t m, size_t n) { return m == 1 ? (n + 7) / 8 : 32; }
 
@@ -61,8 +70,8 @@ struct Kernels {
     size_t (*bytes_of_row)(const Weights& w);
     // Rounds the rows of x from m on, `rows_at_once` or as many as there are; x is row m.
     void (*round_rows)(const float* x, const Weights& w, const Activations& a, size_t m);
-    // Computes y [m0:m1, n0:n1]; rows of y are N apart.
-    void (*multiply)(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1,
+    // Computes x W^T + bias for rows [m0, m1) of x and [n0, n1) of W.
+    void (*multiply)(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
                      size_t n0, size_t n1);
     // How the work is cut: m0 is a multiple of rows_of_task, n0 of what columns_of_task gives.
     size_t rows_at_once = 1, rows_of_task = 64;

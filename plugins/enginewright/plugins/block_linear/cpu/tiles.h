@@ -68,14 +68,15 @@ float sum_lanes(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
 }
 
-void finish(const Weights& w, const Activations& a, __m256 total, float* y, size_t m, size_t n) {
-    y[m * w.n + n] = std::fma(a.scales[m], sum_lanes(total), w.bias ? w.bias[n] : 0.0f);
+void finish(const Weights& w, const Activations& a, __m256 total, const Result& y, size_t m,
+            size_t n) {
+    *y.at(m, n) = std::fma(a.scales[m], sum_lanes(total), w.bias ? w.bias[n] : 0.0f);
 }
 
 // The same of four neighbours at once; `total(i)` gives the lanes of element i.
 template <class Total>
-void finish_four(const Weights& w, const Activations& a, const Total& total, float* y, size_t m,
-                 size_t n) {
+void finish_four(const Weights& w, const Activations& a, const Total& total, const Result& y,
+                 size_t m, size_t n) {
     const auto add_pairs = [](__m256 first, __m256 second) {
         return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x44),
                              _mm256_shuffle_ps(first, second, 0xee));
@@ -86,13 +87,13 @@ void finish_four(const Weights& w, const Activations& a, const Total& total, flo
     const __m128 sums =
         _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
     const __m128 bias = w.bias ? _mm_loadu_ps(w.bias + n) : _mm_setzero_ps();
-    _mm_storeu_ps(y + m * w.n + n, _mm_fmadd_ps(_mm_set1_ps(a.scales[m]), sums, bias));
+    _mm_storeu_ps(y.at(m, n), _mm_fmadd_ps(_mm_set1_ps(a.scales[m]), sums, bias));
 }
 
 // Few rows of x against W as it is stored, row by row: each of its tensors is read as one stream,
 // which the processor fetches ahead; it loses sight of several that lie close together.
 template <size_t Bits, size_t Block, size_t Count>
-void multiply_few(const Weights& w, const Activations& a, float* y, size_t m, size_t n0,
+void multiply_few(const Weights& w, const Activations& a, const Result& y, size_t m, size_t n0,
                   size_t n1) {
     const Rows<Bits, Block> x(w, a);
     for (size_t n = n0; n < n1; ++n) {
@@ -119,7 +120,7 @@ class Tile {
     Tile(const Weights& w, const Activations& a, size_t m, size_t rows)
         : w_(w), a_(a), x_(w, a), m_(m), rows_(rows) {}
 
-    void multiply(float* y, size_t n0, size_t n1) {
+    void multiply(const Result& y, size_t n0, size_t n1) {
         const size_t whole = n0 + (n1 - n0) / Wide::kRows * Wide::kRows;
         columns<Wide>(y, n0, whole);
         columns<OneRow>(y, whole, n1);
@@ -127,7 +128,7 @@ class Tile {
 
   private:
     template <class Registers>
-    void columns(float* y, size_t n0, size_t n1) {
+    void columns(const Result& y, size_t n0, size_t n1) {
         const auto totals = [&](size_t n) { return totals_ + (n - n0) * kTileRows * kLanes; };
         const auto at_once = [&](const auto& each) {
             for (size_t n = n0; n < n1; n += Registers::kRows) each(n);
@@ -173,8 +174,8 @@ class Tile {
 };
 
 template <size_t Bits, size_t Block, class Wide>
-void multiply_as(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
-                 size_t n1) {
+void multiply_as(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
+                 size_t n0, size_t n1) {
     const auto few = std::array{multiply_few<Bits, Block, 1>, multiply_few<Bits, Block, 2>,
                                 multiply_few<Bits, Block, 3>, multiply_few<Bits, Block, 4>};
     if (m1 - m0 <= few.size()) return few[m1 - m0 - 1](w, a, y, m0, n0, n1);
@@ -222,8 +223,8 @@ void round_row(const float* x, const Weights& w, const Activations& a, size_t m)
 }
 
 template <class Wide>
-void multiply(const Weights& w, const Activations& a, float* y, size_t m0, size_t m1, size_t n0,
-              size_t n1) {
+void multiply(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
+              size_t n0, size_t n1) {
     functions<Wide>(w).multiply(w, a, y, m0, m1, n0, n1);
 }
 

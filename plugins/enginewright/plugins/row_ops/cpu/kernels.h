@@ -14,12 +14,21 @@ struct Kernels {
                          size_t k, float* normed, float* total);
     // out = gate * sigmoid(gate) * up, k numbers each; gate_up is gate, then up.
     void (*swiglu)(const float* gate_up, size_t k, float* out);
+    // The highest of every kPeak of n numbers (the last may have fewer), what is no number apart.
+    void (*peaks)(const float* x, size_t n, float* peaks);
+    // The sum of e^(x - highest) over n numbers; no number if one of them is not finite.
+    double (*sum_of_exponentials)(const float* x, size_t n, float highest);
 };
+
+constexpr size_t kPeak = 64;
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
+
+// Those of the best instruction set that may be used.
+const Kernels& kernels();
 
 }  // namespace enginewright::row_ops

@@ -1,52 +1,11 @@
-// The operators over rows for ONNX Runtime: AddRMSNorm and SwiGLU.
+// AddRMSNorm and SwiGLU for ONNX Runtime.
 
-#include <algorithm>
-
+#include "each_row.h"
 #include "kernels.h"
-#include "operators.h"
+#include "swiglu.h"
 
 namespace enginewright::row_ops {
 namespace {
-
-// Numbers below which sharing them out takes longer than they do.
-constexpr size_t kNumbersOfTask = 1 << 14;
-
-const Kernels& kernels() {
-#if defined(__x86_64__)
-    if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
-    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
-#endif
-    return kPortable;
-}
-
-// Calls run(row) for all rows of k numbers each, on the session's threads where there are many.
-template <class Run>
-ort::Status* each_row(const ort::Api& api, const ort::KernelContext* context, size_t rows, size_t k,
-                      const Run& run) {
-    struct Shared {
-        const Run& run;
-        size_t rows, of_task;
-    } shared{run, rows, std::max<size_t>(1, kNumbersOfTask / k)};
-    const auto task = [](void* argument, size_t at) {
-        const auto& s = *static_cast<const Shared*>(argument);
-        const size_t end = std::min(s.rows, (at + 1) * s.of_task);
-        for (size_t row = at * s.of_task; row < end; ++row) s.run(row);
-    };
-    const size_t tasks = (rows + shared.of_task - 1) / shared.of_task;
-    if (tasks > 1) return api.parallel_for(context, task, tasks, 0, &shared);
-    if (tasks) task(&shared, 0);
-    return nullptr;
-}
-
-// The memory of an output; null where nobody wants it.
-ort::Status* open_output(const ort::Api& api, ort::KernelContext* context, size_t index,
-                         const std::vector<int64_t>& shape, float** data) {
-    ort::Value* value = nullptr;
-    *data = nullptr;
-    if (auto* status = api.output(context, index, shape.data(), shape.size(), &value))
-        return status;
-    return value ? api.data(value, reinterpret_cast<void**>(data)) : nullptr;
-}
 
 class AddRMSNorm {
   public:
@@ -108,9 +67,8 @@ class SwiGLU {
         float* out = nullptr;
         if (auto* status = open_output(api_, context, 0, in.shape, &out)) return status;
         const float* gate_up = in.as<float>();
-        return each_row(api_, context, rows, k, [&](size_t row) {
-            kernels().swiglu(gate_up + row * 2 * k, k, out + row * k);
-        });
+        return each_row(api_, context, rows, k,
+                        [&](size_t row) { swiglu(gate_up + row * 2 * k, k, out + row * k); });
     }
 
     const ort::Api& api() const { return api_; }
@@ -119,29 +77,28 @@ class SwiGLU {
     ort::Api api_;
 };
 
-template <class Kernel, size_t kInputs, size_t kOutputs>
-ort::Operator describe() {
-    ort::Operator op = operator_of<Kernel>();
-    op.input_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
-    op.input_count = [](const ort::Operator*) { return kInputs; };
-    op.input_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
-    op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
-    op.output_count = [](const ort::Operator*) { return kOutputs; };
-    op.output_characteristic = [](const ort::Operator*, size_t index) {
-        return index == 0 ? ort::kRequired : ort::kOptional;
-    };
-    return op;
+}  // namespace
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+    if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
+    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
+#endif
+    return kPortable;
 }
 
-}  // namespace
 }  // namespace enginewright::row_ops
 
 namespace enginewright {
 
+void swiglu(const float* gate_up, size_t k, float* out) {
+    row_ops::kernels().swiglu(gate_up, k, out);
+}
+
 std::vector<const ort::Operator*> row_operators() {
     static const ort::Operator norm = row_ops::describe<row_ops::AddRMSNorm, 3, 2>();
     static const ort::Operator swiglu = row_ops::describe<row_ops::SwiGLU, 1, 1>();
-    return {&norm, &swiglu};
+    return {&norm, &swiglu, row_ops::top_logits_operator()};
 }
 
 }  // namespace enginewright

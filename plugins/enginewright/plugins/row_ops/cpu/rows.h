@@ -1,6 +1,7 @@
 // The kernels over rows, for the vectors of an instruction set (plugins/cpu/vectors.h).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels.h"
@@ -67,8 +68,52 @@ void swiglu(const float* gate_up, size_t k, float* out) {
 }
 
 template <class Isa>
+float peak(const float* x, size_t n) {
+    VecOf<Isa> most = splat<Isa>(-std::numeric_limits<float>::infinity());
+    size_t i = 0;
+    for (; i + Isa::kLanes <= n; i += Isa::kLanes) {
+        const VecOf<Isa> v = load<Isa>(x + i);
+        most = v > most ? v : most;
+    }
+    float highest = most[0];
+    for (size_t lane = 1; lane < Isa::kLanes; ++lane) highest = std::max(highest, most[lane]);
+    for (; i < n; ++i) highest = x[i] > highest ? x[i] : highest;
+    return highest;
+}
+
+template <class Isa>
+void peaks(const float* x, size_t n, float* peaks) {
+    for (size_t i = 0; i < n; i += kPeak) *peaks++ = peak<Isa>(x + i, std::min(kPeak, n - i));
+}
+
+// In pieces short enough to be summed in float.
+constexpr size_t kPiece = 64 * kSumLanes;
+
+template <class Isa>
+double sum_of_exponentials(const float* x, size_t n, float highest) {
+    double total = 0;
+    for (; n; x += std::min(kPiece, n), n -= std::min(kPiece, n)) {
+        VecOf<Isa> sums[kSumLanes / Isa::kLanes] = {};
+        each_vector<Isa>(std::min(kPiece, n), [&](size_t i, size_t count) {
+            const VecOf<Isa> v = load_up_to<Isa>(x + i, count);
+            VecOf<Isa> e = exp_of_negative<Isa>(v - highest) + (v - v);
+            if (count < Isa::kLanes) {
+                float some[Isa::kLanes] = {};
+                store_up_to<Isa>(some, e, count);
+                e = load<Isa>(some);
+            }
+            sums[i % kSumLanes / Isa::kLanes] += e;
+        });
+        float lanes[kSumLanes];
+        std::memcpy(lanes, sums, sizeof(lanes));
+        total += sum_of_lanes(lanes);
+    }
+    return total;
+}
+
+template <class Isa>
 constexpr Kernels kernels() {
-    return {add_rms_norm<Isa>, swiglu<Isa>};
+    return {add_rms_norm<Isa>, swiglu<Isa>, peaks<Isa>, sum_of_exponentials<Isa>};
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from enginewright.runtime.backends.device.planning import BoundStep, offsets
 from enginewright.runtime.cuda.memory import DeviceBuffer, HostBuffer
 from enginewright.runtime.cuda.stream import Stream
-from enginewright.runtime.engine import DeviceLogits, StepLogits
+from enginewright.runtime.engine import ReducedLogits, StepLogits, reduced_outputs
 
 Buffer = TypeVar("Buffer", HostBuffer, DeviceBuffer)
 
@@ -36,7 +36,7 @@ class StepMemory:
     def __init__(self, input_bytes: int, rows: int, vocab_size: int, top: int = 0) -> None:
         self.input_bytes, self.rows, self._vocab_size = input_bytes, rows, vocab_size
         self._top = top
-        top_bytes = offsets(_reduced(rows, top))[1] if top else 0
+        top_bytes = offsets(reduced_outputs(rows, top))[1] if top else 0
         with ExitStack() as stack:
             self._inputs = _owned(stack, HostBuffer(input_bytes))
             self._logits = _owned(stack, HostBuffer(4 * rows * vocab_size))
@@ -66,7 +66,7 @@ class StepMemory:
         ]
         outputs = {"logits": self._device_logits.address}
         if self._top:
-            places, _ = offsets(_reduced(step.logits_rows, self._top))
+            places, _ = offsets(reduced_outputs(step.logits_rows, self._top))
             first = self._device_reduced.address
             outputs |= {name: first + place for name, place in places.items()}
         return [*inputs, *((name, address, None) for name, address in outputs.items())]
@@ -77,7 +77,7 @@ class StepMemory:
     def download(self, step: BoundStep, stream: Stream) -> None:
         """What comes back after each step."""
         if self._top:
-            size = offsets(_reduced(step.logits_rows, self._top))[1]
+            size = offsets(reduced_outputs(step.logits_rows, self._top))[1]
             stream.download(self._reduced.address, self._device_reduced.address, size)
         else:
             self._download_rows(0, step.logits_rows, stream)
@@ -86,7 +86,7 @@ class StepMemory:
         """Of a step whose download has ended, those that it wanted, until the next step."""
         if not self._top:
             return self._rows(0, step.wanted)
-        shapes = _reduced(step.logits_rows, self._top)
+        shapes = reduced_outputs(step.logits_rows, self._top)
         top_logits, top_ids, log_normalizer = (
             self._reduced.array(shapes[name].dtype, shapes[name].shape, start)[: step.wanted]
             for name, start in offsets(shapes)[0].items()
@@ -97,7 +97,7 @@ class StepMemory:
             stream.synchronize()
             return self._rows(start, end)
 
-        return DeviceLogits(top_logits, top_ids, log_normalizer, bring)
+        return ReducedLogits(top_logits, top_ids, log_normalizer, bring)
 
     def _download_rows(self, start: int, end: int, stream: Stream) -> None:
         first, size = (4 * self._vocab_size * rows for rows in (start, end - start))
@@ -141,15 +141,6 @@ class PromptMemory:
         kept, self._kept = self._kept, None
         if kept is not None:
             kept.free()
-
-
-def _reduced(rows: int, top: int) -> dict[str, NDArray[Any]]:
-    """The outputs of reduced logits in their order, for their types and shapes alone."""
-    return {
-        "top_logits": np.empty((rows, top), np.float32),
-        "top_ids": np.empty((rows, top), np.int32),
-        "log_normalizer": np.empty(rows, np.float32),
-    }
 
 
 def _owned(stack: ExitStack, buffer: Buffer) -> Buffer:
