@@ -26,6 +26,7 @@ from enginewright.runtime.artifact.manifest import (
     SourceEntry,
     StepsEntry,
 )
+from enginewright.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, StepBatch, StepSupport
 
 # A busy machine must not fail a property: no limits of wall-clock time.
@@ -374,6 +375,17 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def null_engine() -> type[NullEngine]:
     return NullEngine
+
+
+@pytest.fixture
+def closed_engines(monkeypatch: pytest.MonkeyPatch) -> list[OnnxRuntimeEngine]:
+    """Engines of the target cpu, as they are closed."""
+    found: list[OnnxRuntimeEngine] = []
+    close = OnnxRuntimeEngine.close
+    monkeypatch.setattr(
+        OnnxRuntimeEngine, "close", lambda engine: found.append(engine) or close(engine)
+    )
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -63,14 +63,15 @@ class LLM(LoadedModel):
     compiled them, False never, None if this machine did. ``policy``: which artifacts may be used
     at all, and whether their code may run (trust/policy.py has the fields); plain data or a Policy,
     and stricter than any other argument. ``verify``: see Artifact.open.
-    ``threads``: by default all cores that the process may use.
+    ``threads``: 1 to 256, by default all cores that the process may use; more than these warn.
 
     How much: ``max_batch`` (or vLLM's ``max_num_seqs``) and ``max_context`` (``max_model_len``)
     lower the engine's limits. ``max_num_batched_tokens``: of prompts, in one step.
-    ``kv_cache_memory_bytes`` bounds the cache. ``enable_prefix_caching``: what prompts have in
-    common is computed once. ``speculative_config``: tokens are guessed, and several checked by one
-    step; it changes how fast tokens come, never which (docs/speculation.md). ``max_logprobs``: the
-    most that a request may ask for.
+    ``kv_cache_memory_bytes`` bounds the cache, a draft's included; too few for a request of a
+    ``max_context`` that is given are refused, else they lower it and warn.
+    ``enable_prefix_caching``: what prompts have in common is computed once. ``speculative_config``:
+    tokens are guessed, and several checked by one step; it changes how fast tokens come, never
+    which (docs/speculation.md). ``max_logprobs``: the most that a request may ask for.
 
     What requests get: ``seed`` makes those without a seed of their own repeatable, in their order;
     by default they take fresh entropy. ``chat_template``: a path, a template or a built-in name, in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from enginewright.runtime.artifact.artifact import Artifact
@@ -115,14 +116,7 @@ def load(
             limited=how.lowered,
         )
         plan = entry.plan
-    speculator = None
-    if how.speculation is not None:
-        try:
-            speculator = open_speculator(how, engine.describe(), tokenizer)
-        except BaseException:
-            engine.close()
-            raise
-    core = how.core(engine, speculator)
+    core, speculation = _open_core(how, engine, tokenizer)
     factory = RequestFactory(
         core.describe(),
         tokenizer,
@@ -135,4 +129,22 @@ def load(
         processors,
     )
     give_back()  # a tokenizer takes twice as much to parse as it keeps
-    return Loaded(manifest, plan, core, factory, speculator.stats if speculator else None)
+    return Loaded(manifest, plan, core, factory, speculation)
+
+
+def _open_core(
+    how: EngineOptions, engine: Engine, tokenizer: Tokenizer
+) -> tuple[EngineCore, SpeculationStats | None]:
+    """What runs requests on the engine, and the counts of what is drafted for it.
+
+    Where that fails, the engine is closed, and what drafts.
+    """
+    with ExitStack() as opened:
+        opened.callback(engine.close)
+        speculator = None
+        if how.speculation is not None:
+            speculator = open_speculator(how, engine.describe(), tokenizer)
+            opened.callback(speculator.close)
+        core = how.core(engine, speculator)
+        opened.pop_all()
+    return core, None if speculator is None else speculator.stats

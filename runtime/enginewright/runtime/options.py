@@ -119,6 +119,7 @@ class EngineOptions:
             engine,
             self.max_num_batched_tokens or _STEP,
             kv_cache_memory_bytes=self.kv_cache_memory_bytes,
+            fixed_context=self.max_context is not None,
             enable_prefix_caching=self.enable_prefix_caching is not False,
             speculator=speculator,
         )

@@ -37,9 +37,11 @@ class ModelOptions:
     max_model_len: int | None = setting(None, "Tokens of prompt and output together.")
     max_num_seqs: int | None = setting(None, "Requests that run together; more wait.")
     max_num_batched_tokens: int | None = setting(None, "Tokens of prompts in one step.")
-    kv_cache_memory_bytes: int | None = setting(None, "Bound of the cache.")
+    kv_cache_memory_bytes: int | None = setting(
+        None, "Bound of the cache; too little for one request of --max-model-len is refused."
+    )
     enable_prefix_caching: bool = setting(True, "Compute once what prompts have in common.")
-    threads: int | None = setting(None, "By default all that the process may use.")
+    threads: int | None = setting(None, "1 to 256; by default all that the process may use.")
     target: str | None = setting(None, "Which of the artifact's targets runs.")
     plan: str | None = setting(None, "Which of its plans runs.")
     allow_native_code: bool | None = setting(

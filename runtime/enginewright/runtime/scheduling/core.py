@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginewright.runtime.engine import BlockCopy, Engine, EngineInfo, RowLogits, StepBatch
-from enginewright.runtime.errors import EnginewrightError, RequestError
-from enginewright.runtime.kv_cache.blocks import BlockCache
-from enginewright.runtime.kv_cache.cache import Claim, Command, KVCache
-from enginewright.runtime.kv_cache.slots import SlotCache
+from enginewright.runtime.errors import RequestError
+from enginewright.runtime.kv_cache.cache import Claim, Command
+from enginewright.runtime.kv_cache.opening import check_context, open_cache
 from enginewright.runtime.scheduling.job import Job
 from enginewright.runtime.scheduling.row import Row
 from enginewright.runtime.scheduling.scheduler import (
@@ -41,14 +40,13 @@ from enginewright.runtime.speculation.proposer import Wanted
 from enginewright.runtime.speculation.speculator import Drafts, Speculator
 from enginewright.runtime.stats import STEP_TOKENS, EngineStats, Tally
 
-LEAST_CACHE = 2
-"""Tokens: one of a prompt and one of its output."""
-
 
 class EngineCore:
     """Runs jobs on an engine, many at a time. One caller at a time: another is refused.
 
-    ``kv_cache_memory_bytes`` bounds the cache; without it, the engine's limits do.
+    ``kv_cache_memory_bytes`` bounds the cache, that of what drafts included; without it, the
+    engine's limits do. ``fixed_context``: bytes that hold no request of the engine's max_context
+    are refused; else they lower it, with a warning.
     ``enable_prefix_caching``: what rows have computed is taken over by those that begin alike.
     ``speculator``: drafts tokens of rows that decode; it is closed with the engine.
     """
@@ -59,15 +57,18 @@ class EngineCore:
         max_tokens_per_step: int = MAX_TOKENS_PER_STEP,
         *,
         kv_cache_memory_bytes: int | None = None,
+        fixed_context: bool = False,
         enable_prefix_caching: bool = True,
         speculator: Speculator | None = None,
     ) -> None:
         self._engine = engine
         self._speculator = speculator
-        self._cache = open_cache(engine.describe(), kv_cache_memory_bytes, enable_prefix_caching)
+        info, memory = engine.describe(), kv_cache_memory_bytes
+        beside = 0 if speculator is None else speculator.kv_bytes_per_token
+        self._cache = open_cache(info, memory, enable_prefix_caching, beside=beside)
+        check_context(info, self._cache, memory, asked=fixed_context, beside=beside)
         drafter = None if speculator is None else self._draft
-        steps = engine.describe().steps
-        self._scheduler = Scheduler(steps, self._cache, max_tokens_per_step, drafter)
+        self._scheduler = Scheduler(info.steps, self._cache, max_tokens_per_step, drafter)
         self._prefix_caching = enable_prefix_caching
         self._jobs: dict[int, Job] = {}
         self._in_use = threading.Lock()
@@ -294,36 +295,6 @@ def carry_out(engine: Engine, commands: Sequence[Command]) -> None:
         engine.resize(command.blocks, command.block_size)
     if copies:
         engine.copy_blocks(copies)
-
-
-def open_cache(info: EngineInfo, memory: int | None, keep: bool) -> KVCache:
-    """The cache of the engine's layout, within ``memory`` bytes."""
-    rows = min(info.max_batch, info.steps.decode)
-    tokens = None if memory is None else memory // info.kv_bytes_per_token
-    least = max(LEAST_CACHE, info.kv_block_size)
-    if tokens is not None and tokens < least:
-        raise EnginewrightError(
-            f"kv_cache_memory_bytes={memory} holds {tokens} tokens: at least "
-            f"{least * info.kv_bytes_per_token} bytes are needed, as a rule what "
-            f"max_context={info.max_context} tokens take, "
-            f"{info.max_context * info.kv_bytes_per_token}"
-        )
-    if info.kv_layout == "slots":
-        exact = info.batch_invariant and info.chunk_invariant
-        size = info.kv_block_size or None
-        return SlotCache(rows, info.max_context, tokens, keep=keep, invariant=exact, slot_size=size)
-    blocks = -(-info.max_context // info.kv_block_size) * rows
-    if tokens is not None:
-        blocks = min(blocks, tokens // info.kv_block_size)
-    return BlockCache(
-        rows,
-        info.max_context,
-        info.kv_block_size,
-        blocks,
-        keep=keep,
-        grow_first=tokens is not None,
-        invariant=info.step_invariant,
-    )
 
 
 def step_batch(

@@ -14,7 +14,8 @@ import numpy as np
 
 from enginewright.runtime.engine import Engine
 from enginewright.runtime.kv_cache.cache import Claim, common_prefix
-from enginewright.runtime.scheduling.core import carry_out, open_cache, step_batch
+from enginewright.runtime.kv_cache.opening import open_cache
+from enginewright.runtime.scheduling.core import carry_out, step_batch
 from enginewright.runtime.scheduling.scheduler import MAX_TOKENS_PER_STEP
 from enginewright.runtime.speculation.proposer import Proposer, Wanted
 
@@ -44,15 +45,20 @@ class _Row:
 
 
 class DraftProposer(Proposer):
-    """Greedy continuations of all rows together, by ``engine``, which it closes."""
+    """Greedy continuations of all rows together, by ``engine``, which it closes.
+
+    ``memory`` bounds its cache together with that of the target, in which a token takes ``beside``
+    bytes.
+    """
 
     costless = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, memory: int | None = None, beside: int = 0) -> None:
         info = engine.describe()
         self._engine, self._steps, self._slots = engine, info.steps, info.kv_layout == "slots"
         self._max_tokens = min(MAX_TOKENS_PER_STEP, info.steps.tokens or MAX_TOKENS_PER_STEP)
-        self._cache = open_cache(info, None, True)
+        self._cache = open_cache(info, memory, keep=True, beside=beside)
+        self.kv_bytes_per_token = info.kv_bytes_per_token
         self._rows: dict[int, _Row] = {}
         self._seconds = 0.0
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 from enginewright.runtime.artifact.artifact import Artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.artifact.model_lookup import find_artifact
 from enginewright.runtime.engine import EngineInfo
 from enginewright.runtime.errors import ArtifactError, EnginewrightError
@@ -59,11 +62,28 @@ def _open_draft(
         how.check_policy(artifact)
         _check_vocabulary(artifact, info, tokenizer)
         engine, _ = open_plan(
-            artifact, allow_native_code=how.allow_native_code, threads=how.threads
+            artifact,
+            allow_native_code=how.allow_native_code,
+            threads=how.threads,
+            limited=partial(_within, info),
         )
     except ArtifactError as error:
         raise type(error)(f"speculative_config's model cannot be loaded: {error}") from error
-    return DraftProposer(engine)
+    try:
+        return DraftProposer(engine, how.kv_cache_memory_bytes, info.kv_bytes_per_token)
+    except EnginewrightError as error:
+        engine.close()
+        raise EnginewrightError(f"speculative_config's model: {error}") from error
+
+
+def _within(target: EngineInfo, draft: EngineEntry) -> EngineEntry:
+    """The draft's entry with no more rows, and none longer, than its target can have."""
+    limits = replace(
+        draft.limits,
+        max_batch=min(draft.limits.max_batch, target.max_batch),
+        max_context=min(draft.limits.max_context, target.max_context),
+    )
+    return replace(draft, limits=limits)
 
 
 def _check_vocabulary(draft: Artifact, info: EngineInfo, tokenizer: Tokenizer) -> None:

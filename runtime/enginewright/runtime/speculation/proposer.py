@@ -23,6 +23,8 @@ class Proposer(ABC):
 
     costless: bool
     """Whether to ask costs next to nothing; then it is also asked for what will not be checked."""
+    kv_bytes_per_token: int = 0
+    """What a token of a row takes in a cache of its own."""
 
     @abstractmethod
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:

@@ -24,6 +24,11 @@ class Speculator:
         self._unchecked: dict[int, tuple[int, int]] = {}
         """Of a row, a token that was proposed and not checked, and the place that it was for."""
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What a token of a row takes in the cache of what drafts; 0 without one."""
+        return self._proposer.kv_bytes_per_token
+
     def draft(
         self,
         wanted: Sequence[Wanted],
