@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from enginewright.runtime.cores import available_cores
+from enginewright.runtime.cores import available_cores, warn_of_threads
 
 V2, V1 = "0::/a/b\n", "9:pids:/x\n4:cpu,cpuacct:/a/b\n2:cpuacct:/y\n"
 
@@ -85,3 +86,30 @@ def test_a_system_without_groups_or_affinity(
 
 def test_this_machine_has_at_least_one() -> None:
     assert 1 <= available_cores() <= 8
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads", "told"),
+    [
+        ("max", 9, 8),
+        ("max", 8, None),
+        ("300000", 4, 3),
+        ("300000", 3, None),
+        ("100000", None, None),
+    ],
+)
+def test_threads_beyond_the_cores_are_told(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    quota: str,
+    threads: int | None,
+    told: int | None,
+) -> None:
+    root = system(tmp_path, V2, {"a/b/cpu.max": f"{quota} 100000"})
+    with caplog.at_level(logging.WARNING):
+        warn_of_threads(threads, root)
+    found = [record.getMessage() for record in caplog.records]
+    assert len(found) == (told is not None)
+    if found:
+        assert found[0].startswith(f"threads={threads}: this process may use {told} cores, by its ")
+        assert found[0].endswith(f"give at most {told}, or leave threads out")

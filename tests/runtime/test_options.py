@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from enginewright.runtime import LLM, SamplingParams
+from enginewright.runtime.cores import MOST_THREADS
 from enginewright.runtime.errors import ChatTemplateError, EnginewrightError, RequestError
-from enginewright.runtime.options import MOST_THREADS
 
 
 @pytest.mark.parametrize(
@@ -56,12 +57,17 @@ def test_integers_of_numpy_are_integers(tiny_artifact: Path) -> None:
         assert llm.generate([1, 2], params)[0].outputs[0].token_ids == expected
 
 
-def test_more_threads_than_the_machine_has_give_the_same_tokens(tiny_artifact: Path) -> None:
+def test_more_threads_than_the_machine_has_give_the_same_tokens(
+    tiny_artifact: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     prompts = [[1, 2, 3], [4] * 40]
     with LLM(tiny_artifact, threads=1) as one, LLM(tiny_artifact, threads=MOST_THREADS) as many:
         expected = [each.outputs[0].token_ids for each in one.generate(prompts, params)]
         assert [each.outputs[0].token_ids for each in many.generate(prompts, params)] == expected
+    (said,) = [each.getMessage() for each in caplog.records if "threads=" in each.getMessage()]
+    assert said.startswith(f"threads={MOST_THREADS}: this process may use ")
 
 
 @pytest.mark.parametrize("chunk", [0, "2", 1.5, True])

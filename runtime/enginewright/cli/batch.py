@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginewright.cli.engine_options import THREADS
 from enginewright.cli.extras import require
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _LINES_A_ROW = 2
 )
 @click.option("--max-num-seqs", type=int, help="Requests that run together.")
 @click.option("--max-model-len", type=int, help="Tokens of prompt and output together.")
-@click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use.")
+@click.option("--threads", type=THREADS, help="By default all that it may use.")
 @click.option("--allow-native-code/--no-native-code", default=None)
 @click.option("--tool-call-parser", help="By default seen from the model's template.")
 @click.option("--reasoning-parser", help="By default seen from the model's template.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginewright.runtime.cores import MOST_THREADS
+
 if TYPE_CHECKING:
     from enginewright.runtime.trust.policy import Policy
 
@@ -50,8 +52,11 @@ signature_option = click.option(
 )
 """Adds --require-signature, passed on as ``keys``."""
 
+THREADS = click.IntRange(1, MOST_THREADS)
+"""What --threads may be."""
+
 _OPTIONS = (
-    click.option("--threads", type=click.IntRange(min=1), help="By default all that it may use."),
+    click.option("--threads", type=THREADS, help="By default all that it may use."),
     native_code_option,
 )
 
@@ -80,11 +85,23 @@ def read_json_object(
         return None
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"it is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise click.BadParameter('it must be an object, such as {"name": 5}')
     return found
+
+
+def _read_speculation(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> dict[str, Any] | None:
+    """The object, refused before anything is loaded, or a child process started, with it."""
+    given = read_json_object(context, parameter, text)
+    if given is not None:
+        from enginewright.runtime.speculation.config import read_config
+
+        read_config(given)
+    return given
 
 
 def speculation_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +109,7 @@ def speculation_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--speculative-config",
         metavar="JSON",
-        callback=read_json_object,
+        callback=_read_speculation,
         help='How tokens are drafted: {"method": "ngram", "num_speculative_tokens": 5}, or '
         '{"model": ARTIFACT, "num_speculative_tokens": 4}.',
     )(command)

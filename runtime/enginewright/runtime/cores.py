@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+MOST_THREADS = 256
+"""That an engine may be asked for."""
+
 _CGROUPS = "sys/fs/cgroup"
+
+logger = logging.getLogger(__name__)
 
 
 def available_cores(root: Path = Path("/")) -> int:
@@ -18,6 +24,19 @@ def available_cores(root: Path = Path("/")) -> int:
     """
     limits = [_allowed_cores(), *(math.ceil(quota) for quota in _quotas(root))]
     return max(1, min(limits))
+
+
+def warn_of_threads(threads: int | None, root: Path = Path("/")) -> None:
+    """Log where more threads are asked for than there are cores to run them on."""
+    if threads is not None and threads > (cores := available_cores(root)):
+        logger.warning(
+            "threads=%d: this process may use %d cores, by its affinity and its container's quota; "
+            "threads beyond that take turns, and decoding gets slower: give at most %d, or leave "
+            "threads out",
+            threads,
+            cores,
+            cores,
+        )
 
 
 def _allowed_cores() -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from enginewright.runtime.artifact.artifact import Artifact, Verify
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
+from enginewright.runtime.cores import MOST_THREADS
 from enginewright.runtime.engine import Engine, StepSupport
 from enginewright.runtime.errors import EnginewrightError, RequestError
 from enginewright.runtime.sampling.checks import INFINITY, among, maybe_whole
@@ -26,7 +27,6 @@ from enginewright.runtime.trust.policy import Policy
 T = TypeVar("T")
 
 HIGHEST_SEED = 2**64 - 1
-MOST_THREADS = 256
 _STEP = MAX_TOKENS_PER_STEP
 _DTYPES = {"float": "float32", "half": "float16"}
 _whole = partial(maybe_whole, error=EnginewrightError)

@@ -20,6 +20,7 @@ from enginewright.cli.bench.entrants import (
     with_quality,
 )
 from enginewright.cli.bench.known_peers import NOT_BY_DEFAULT, PEERS
+from enginewright.cli.bench.options import threads_option
 from enginewright.cli.bench.plot import draw
 from enginewright.cli.bench.source import PeerSource
 from enginewright.cli.bench.turns import Samples, take_turns
@@ -60,7 +61,7 @@ EVERY_PEER = tuple(f"{name}:{each}" for name, peer in PEERS.items() for each in 
     help="Checkpoint or GGUF file that the artifacts were built from, where they do not say.",
 )
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@threads_option("Of each engine.", default=2, show_default=True)
 @click.option(
     "--save",
     type=click.Path(file_okay=False, path_type=Path),

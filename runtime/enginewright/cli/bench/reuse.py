@@ -14,6 +14,7 @@ import click
 
 from enginewright.cli.bench import machine
 from enginewright.cli.bench.children import WORKERS, sample
+from enginewright.cli.bench.options import threads_option
 from enginewright.cli.bench.reuse_report import BEAMS, OFF, ON, Report
 from enginewright.cli.bench.turns import Take, take_turns
 from enginewright.cli.bench.workload import most_rows, ordinary_ids
@@ -50,7 +51,7 @@ BEAM_PROMPT, BEAM_TOKENS = 240, 64
     help="Of the beam searches; may be given several times.",
 )
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
+@threads_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artifact: Path,

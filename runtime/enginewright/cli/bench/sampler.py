@@ -14,6 +14,7 @@ import click
 
 from enginewright.cli.bench import machine
 from enginewright.cli.bench.children import OUR_WORKER, WORKERS, Sample, sample
+from enginewright.cli.bench.options import threads_option
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import Take, remark, take_turns
 from enginewright.cli.bench.workload import make_workload
@@ -65,7 +66,7 @@ class Size:
 @click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Of the engine; by default all cores.")
+@threads_option("Of the engine; by default all cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artifact: Path | None,

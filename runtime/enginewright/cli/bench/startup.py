@@ -19,6 +19,7 @@ from enginewright.cli.bench.environment import (
     environment,
     own_requirement,
 )
+from enginewright.cli.bench.options import threads_option
 from enginewright.cli.bench.stats import HEADER, Figure, figures_data
 from enginewright.cli.bench.turns import remark, take_turns
 from enginewright.cli.engine_options import ArtifactName
@@ -32,7 +33,7 @@ PROMPT = "The capital of France is"
 @click.command()
 @click.argument("artifact", type=ArtifactName(path_type=Path))
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="By default all cores.")
+@threads_option()
 @click.option(
     "--here",
     is_flag=True,

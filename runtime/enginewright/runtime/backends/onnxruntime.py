@@ -31,6 +31,7 @@ from enginewright.runtime.backends.onnxruntime_session import (
     ort,
     session_options,
 )
+from enginewright.runtime.cores import warn_of_threads
 from enginewright.runtime.doctor.needs import kv_bytes_per_token
 from enginewright.runtime.engine import (
     BlockCopy,
@@ -57,7 +58,10 @@ def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> 
     for file in entry.files:
         artifact.file(file)
     library = None if entry.library is None else artifact.file(entry.library)
-    return OnnxRuntimeEngine(artifact.file(entry.model), entry, threads, library, artifact.manifest)
+    model = artifact.file(entry.model)
+    engine = OnnxRuntimeEngine(model, entry, threads, library, artifact.manifest)
+    warn_of_threads(threads)
+    return engine
 
 
 class OnnxRuntimeEngine(Engine):
