@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
@@ -48,17 +49,31 @@ class LazyGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if self._default is not None and self._names_none(ctx, args):
+            if _stands_as_a_name(args) or self._is_mistyped(args[0]):
+                self._refuse(ctx, args[0])
             args = [self._default, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        near = difflib.get_close_matches(args[0], self._verbs, n=1)
-        if args[0] not in self._verbs and near:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        if args[0] not in self._verbs:
+            self._refuse(ctx, args[0])
         return super().resolve_command(ctx, args)
+
+    def _is_mistyped(self, word: str) -> bool:
+        return bool(difflib.get_close_matches(word, self._verbs, n=1)) and not Path(word).exists()
+
+    def _refuse(self, ctx: click.Context, name: str) -> NoReturn:
+        near = difflib.get_close_matches(name, self._verbs, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        ctx.fail(f"No such command {name!r}. {hint}There are: {', '.join(self._verbs)}.")
 
     def _names_none(self, ctx: click.Context, args: list[str]) -> bool:
         asks_help = bool(args) and args[0] in self.get_help_option_names(ctx)
         return bool(args) and not asks_help and args[0] not in self._verbs
+
+
+def _stands_as_a_name(args: Sequence[str]) -> bool:
+    """Whether the first word has another behind it, as a command's name has its argument."""
+    return len(args) > 1 and not any(word.startswith("-") for word in args[:2])

@@ -53,6 +53,17 @@ def test_a_worker_that_fails_is_told_with_its_last_words(
         sample(script(tmp_path, body), {"large": "x" * 1_000_000})
 
 
+def test_a_users_mistake_is_told_without_the_workers_traceback(tmp_path: Path) -> None:
+    body = (
+        "from enginewright.runtime import SamplingParamsError, TargetError\n"
+        "try:\n    raise SamplingParamsError('the first')\n"
+        "except SamplingParamsError:\n    raise TargetError('no plan runs: x;\\n  y')"
+    )
+    with pytest.raises(EnginewrightError) as caught:
+        sample(script(tmp_path, body), {})
+    assert str(caught.value) == "no plan runs: x;\n  y"
+
+
 def test_our_worker_measures_an_artifact(tiny_artifact: Path) -> None:
     opened = Artifact.open(tiny_artifact)
     work = make_workload(opened.manifest, opened.engine(), 1, 16, 8)

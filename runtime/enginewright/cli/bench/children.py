@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -27,6 +28,8 @@ MEASURE = WORKERS / "measure.py"
 OUR_WORKER = (sys.executable, MEASURE, "enginewright_engine")
 """The command that measures our own runtime, in this environment."""
 _POLL_SECONDS = 0.02
+_OURS = re.compile(r"^enginewright\.runtime\.errors\.\w+: ", re.MULTILINE)
+"""How a traceback of Python's names a mistake of the user; what it says stands after that."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Sample:
 def sample(
     command: Sequence[str | Path], workload: Mapping[str, Any], *, poll: bool = True
 ) -> Sample:
-    """Run one worker to its end; raises EnginewrightError with what it wrote if it fails."""
+    """Run one worker to its end.
+
+    Where it fails, raises EnginewrightError: with the worker's own, else with what it wrote last.
+    """
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as answer:
         busy, own, started = Busy.now(), _own_seconds(), time.monotonic()
         with subprocess.Popen(
@@ -99,7 +105,11 @@ def _answer(command: Sequence[str | Path], status: int, answer: Any, errors: Any
     if status == 0 and lines:
         with contextlib.suppress(ValueError):
             return json.loads(lines[-1])
-    tail = "\n".join(errors.read().splitlines()[-15:]) or "it wrote nothing"
+    wrote = errors.read()
+    _, *mistakes = _OURS.split(wrote)
+    if mistakes:
+        raise EnginewrightError(mistakes[-1].strip())
+    tail = "\n".join(wrote.splitlines()[-15:]) or "it wrote nothing"
     raise EnginewrightError(
         f"{' '.join(map(str, command))}: exit status {status}, no measurement:\n{tail}"
     )

@@ -62,7 +62,7 @@ def command(
     work = {
         "model": str(artifact),
         "threads": count,
-        "speculative_config": dict(speculative_config or NGRAM),
+        "speculative_config": NGRAM if speculative_config is None else speculative_config,
         "questions": list(QUESTIONS.values()),
         "tokens": tokens,
         "rounds": rounds,

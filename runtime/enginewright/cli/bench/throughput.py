@@ -17,7 +17,7 @@ import click
 
 from enginewright.cli.bench import machine
 from enginewright.cli.bench.children import WORKERS, Sample, sample
-from enginewright.cli.bench.options import measurement
+from enginewright.cli.bench.options import FiniteRange, measurement
 from enginewright.cli.bench.report import show
 from enginewright.cli.bench.stats import Figure, shares_of
 from enginewright.cli.bench.turns import take_turns
@@ -48,7 +48,7 @@ LOAD = 0.7
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help=f"Requests a second that arrive; by default {LOAD:.0%} of what the last loop reached.",
 )
 @measurement(runs=3)
