@@ -15,7 +15,7 @@ from enginewright.plugins.attention.cuda.config import KernelConfig
 from enginewright.plugins.attention.cuda.kernel_set import KernelEntry, KernelSet, abi_digest
 from enginewright.plugins.attention.tensorrt import PLUGIN_NAME, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import NvidiaEntry, PluginEntry, seal
+from enginewright.runtime.artifact.manifest import NvidiaEntry, PluginEntry, TuningEntry, seal
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.cuda.driver import DeviceFacts
 from enginewright.runtime.doctor import load
@@ -47,7 +47,7 @@ ENGINE, INDEX = "engine/model.engine", "engine/kernels/kernels.json"
 GPU = DeviceFacts("NVIDIA GeForce RTX 3060", "8.6", "13.0", 12 * GIB, 11 * GIB)
 MACHINE = Machine(
     DriverFacts(version="580.65.06", devices=(GPU,)),
-    HostFacts(this_platform(), "a processor", 32 * GIB, frozenset({"avx2"})),
+    HostFacts(this_platform(), "a processor", 32 * GIB, frozenset({"avx2", "fma", "f16c"})),
     Installed(
         {"tensorrt-rtx-cu13": VERSION, "cuda-bindings": "13.4.4", "onnxruntime": "1.31.1"},
         {"onnxruntime": "1.31"},
@@ -142,6 +142,39 @@ def test_a_cpu_artifact_runs_whatever_the_gpu(make_tiny: Make) -> None:
         *("unknown_target", "platform", "untrusted_code", "package_missing", "library_version"),
         *("cpu_features", "host_memory"),
     }
+
+
+@pytest.mark.parametrize(
+    ("features", "tuned_on", "order"),
+    [
+        ({"avx2", "fma", "f16c"}, None, ["native", "plain"]),
+        ({"avx2", "f16c"}, None, ["plain", "native"]),
+        ({"avx2", "f16c"}, "a processor", ["native", "plain"]),
+        ({"avx2", "f16c"}, "another one", ["plain", "native"]),
+        (None, None, ["native", "plain"]),
+    ],
+)
+def test_plans_come_as_a_load_tries_them(
+    make_tiny: Make,
+    manifest_writer: Any,
+    features: set[str] | None,
+    tuned_on: str | None,
+    order: list[str],
+) -> None:
+    folder = make_tiny()
+    (folder / "engine/operators.so").write_bytes(b"library")
+    plain = Artifact.open(folder).engine()
+    native = replace(plain, plan="native", library="engine/operators.so", platform=this_platform())
+    native = replace(native, files=(*plain.files, "engine/operators.so"))
+    tuning = None if tuned_on is None else TuningEntry(tuned_on, 2, {})
+    engines = (native, replace(plain, plan="plain"))
+    manifest_writer(folder, native, engines=engines, tuning=tuning)
+    known = None if features is None else frozenset(features)
+    host = replace(MACHINE.host, platform="linux-x86_64", features=known)
+    found = ask(folder, replace(MACHINE, host=host), allow_native_code=True)
+    assert [plan.plan for plan in found.plans] == order
+    if this_platform() == host.platform:
+        assert found.as_data()["plan"] == order[0]
 
 
 def test_an_rtx_artifact_on_its_machine(make_rtx: Make) -> None:

@@ -242,17 +242,29 @@ def test_device_memory_says_what_would_fit(free: int, status: str, said: str):
 def test_host_memory_forbids_only_what_cannot_start(available: int | None, status: str):
     takes = Needs(weights=2 * GIB, row_cache=GIB - 4, row_logits=4, rows=4, workspace=GIB)
     host = HostFacts("linux-x86_64", "a processor", available, frozenset({"avx2"}))
-    assert by_code(cpu_findings(host, takes))["host_memory"].status == status
+    assert by_code(cpu_findings(ENTRY, host, takes))["host_memory"].status == status
 
 
 @pytest.mark.parametrize(
-    ("features", "status"), [({"avx2"}, "ok"), ({"sse4_1"}, "warning"), (None, "ok")]
+    ("platform", "features", "library", "status", "said"),
+    [
+        ("linux-x86_64", {"avx2", "fma", "f16c"}, "operators.so", "ok", "a processor, with AVX2"),
+        ("linux-x86_64", None, "operators.so", "ok", "its features are not known"),
+        ("linux-x86_64", {"avx2"}, "operators.so", "warning", "has no f16c, fma"),
+        ("linux-x86_64", {"avx2"}, None, "ok", "this plan needs none of our operators"),
+        ("linux-aarch64", None, "operators.so", "warning", "aarch64 has no kernels"),
+    ],
 )
-def test_a_processor_without_avx2_is_slower(features: set[str] | None, status: str):
+def test_operators_without_kernels_of_their_own_are_told(
+    platform: str, features: set[str] | None, library: str | None, status: str, said: str
+):
     known = None if features is None else frozenset(features)
-    host = HostFacts("linux-x86_64", "a processor", 8 * GIB, known)
-    found = by_code(cpu_findings(host, Needs(1, 1, 1, 1)))
-    assert found["cpu_features"].status == status
+    host = HostFacts(platform, "a processor", 8 * GIB, known)
+    entry = replace(ENTRY, plan="native", library=library)
+    found = by_code(cpu_findings(entry, host, Needs(1, 1, 1, 1)))["cpu_features"]
+    assert found.status == status
+    assert said in found.found
+    assert ("plan='native' runs this one" in found.action) == (status == "warning")
 
 
 def test_a_plan_for_another_platform():

@@ -19,6 +19,7 @@ import pytest
 from enginewright.runtime import LLM, SamplingParams
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.integrity import cache_folder
+from enginewright.runtime.artifact.manifest import TuningEntry
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.errors import IntegrityError, NativeCodeError, TargetError
 from enginewright.runtime.plans import open_plan
@@ -141,6 +142,57 @@ def test_a_library_that_does_not_load_is_passed_over(make, caplog):
     assert f"{folder / LIBRARY} cannot be loaded" in record.getMessage()
     with pytest.raises(TargetError, match="cannot be loaded"):
         chosen(folder, allow_native_code=True, plan="native")
+
+
+@pytest.fixture
+def _old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = frozenset({"sse2", "avx"})
+    monkeypatch.setattr("enginewright.runtime.processor.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("enginewright.runtime.processor.processor_flags", lambda root: flags)
+
+
+@pytest.mark.usefixtures("_old_processor")
+def test_a_plan_that_the_processor_puts_behind_another_is_told(make, library, caplog):
+    folder = make(library)
+    compiled_here(folder)
+    with caplog.at_level(logging.WARNING):
+        assert chosen(folder) == "plain"
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "plan native: its operators would run in plain C++ (this processor has no avx2, f16c, "
+            "fma), which makes prompts slower; plan='native' runs it all the same; plan plain "
+            "runs instead"
+        )
+        caplog.clear()
+        assert chosen(folder, plan="native") == "native"
+        assert chosen(folder, plan="plain") == "plain"
+        assert not caplog.records
+
+
+@pytest.mark.usefixtures("_old_processor")
+def test_what_could_not_run_anyway_is_told_with_that_reason(make, library, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert chosen(make(library)) == "plain"
+    (record,) = caplog.records
+    assert f"plan native: {LIBRARY} was not compiled on this machine" in record.getMessage()
+
+
+@pytest.mark.usefixtures("_old_processor")
+def test_what_the_build_timed_on_the_processor_stays_first(
+    make, library, caplog, monkeypatch, manifest_writer
+):
+    folder = make(library)
+    compiled_here(folder)
+    monkeypatch.setattr("enginewright.runtime.plans.processor_name", lambda root: "An Old One")
+    native, plain = Artifact.open(folder).manifest.engines
+    tuning = TuningEntry("An Old One", 2, {})
+    manifest_writer(folder, native, engines=(native, plain), tuning=tuning)
+    with caplog.at_level(logging.WARNING):
+        assert chosen(folder) == "native"
+        assert not caplog.records
+        manifest_writer(folder, plain, engines=(plain, native), tuning=tuning)
+        assert chosen(folder) == "plain"
+        assert not caplog.records, "it is the artifact's first"
 
 
 def test_a_plan_that_was_asked_for_and_may_not_run_is_an_error(make, library):

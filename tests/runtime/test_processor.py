@@ -16,8 +16,8 @@ from enginewright.runtime.plans import in_order
 from enginewright.runtime.processor import (
     check_variables,
     has_tile_kernels,
-    has_vector_kernels,
     processor_name,
+    why_plain_kernels,
 )
 
 OLD = "model name\t: An Old One\nflags\t\t: fpu sse2 avx f16c\n"
@@ -39,20 +39,21 @@ def machine(root: Path, cpuinfo: str) -> Path:
 def test_what_the_system_says_of_its_processor(tmp_path):
     old = machine(tmp_path, OLD)
     assert processor_name(old) == "An Old One"
-    assert not has_vector_kernels(old)
+    assert why_plain_kernels(old) == "this processor has no avx2, fma"
     new = machine(tmp_path, NEW)
     assert processor_name(new) == "A New One"
-    assert has_vector_kernels(new)
+    assert why_plain_kernels(new) is None
 
 
 def test_a_system_that_does_not_tell(tmp_path):
     assert processor_name(tmp_path)
-    assert has_vector_kernels(tmp_path), "the library itself finds out"
+    assert why_plain_kernels(tmp_path) is None, "the library itself finds out"
 
 
 def test_other_architectures_have_plain_kernels_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not has_vector_kernels(machine(tmp_path, "Features: asimd\n"))
+    said = "aarch64 has no kernels of theirs"
+    assert why_plain_kernels(machine(tmp_path, "Features: asimd\n")) == said
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Which of an artifact's engines runs here: the first whose code may and can.
 
 Engines stand in the manifest's order, which the build may have measured. On another processor than
-that, and one for which our operators have no kernels of their own, a plan without them goes first.
+that, and one for which our operators have no kernels of their own, a plan without them goes first:
+in plain C++ they take much longer over prompts than ONNX Runtime's, and less over single tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from enginewright.runtime.errors import (
     NativeCodeError,
     TargetError,
 )
-from enginewright.runtime.processor import has_vector_kernels, processor_name
+from enginewright.runtime.processor import processor_name, why_plain_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,12 @@ def open_plan(
     Without a ``target`` those of all targets are tried. Raises TargetError with the reasons if none
     runs; the first DeviceError or MissingDependencyError if each was refused by one of these.
     """
+    asked = artifact.plans(target, plan)
     reasons: list[str] = []
     refusals: list[DeviceError | MissingDependencyError] = []
-    for entry in map(limited, in_order(artifact.plans(target, plan), artifact.manifest.tuning)):
+    ordered = in_order(asked, artifact.manifest.tuning)
+    for place, each in enumerate(ordered):
+        entry = limited(each)
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
             try:
@@ -53,6 +57,9 @@ def open_plan(
                 reason = str(error)
                 refusals.append(error)
             else:
+                before = asked[: asked.index(each)]
+                put_back = (other for other in ordered[place + 1 :] if other in before)
+                reasons += (_behind(artifact, other, allow_native_code) for other in put_back)
                 for passed in reasons:
                     logger.warning("%s; plan %s runs instead", passed, entry.plan)
                 return engine, entry
@@ -66,7 +73,25 @@ def in_order(
     entries: Sequence[EngineEntry], tuning: TuningEntry | None, root: Path = Path("/")
 ) -> list[EngineEntry]:
     """As this machine should prefer them; ``root`` is where /proc lies."""
-    measured = tuning is not None and tuning.processor == processor_name(root)
-    if measured or has_vector_kernels(root):
+    return preferred(entries, tuning, processor_name(root), vectors=why_plain_kernels(root) is None)
+
+
+def preferred(
+    entries: Sequence[EngineEntry], tuning: TuningEntry | None, processor: str, *, vectors: bool
+) -> list[EngineEntry]:
+    """As a machine with that processor should prefer them.
+
+    ``vectors``: our operators have kernels of their own for it.
+    """
+    if vectors or (tuning is not None and tuning.processor == processor):
         return list(entries)
     return sorted(entries, key=lambda entry: entry.library is not None)
+
+
+def _behind(artifact: Artifact, entry: EngineEntry, allow_native_code: bool | None) -> str:
+    """Why a plan that the artifact has first was not tried."""
+    reason = objection(artifact, entry, allow_native_code) or (
+        f"its operators would run in plain C++ ({why_plain_kernels()}), which makes prompts "
+        f"slower; plan={entry.plan!r} runs it all the same"
+    )
+    return f"plan {entry.plan}: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Set
 from pathlib import Path
 
 from enginewright.runtime.errors import EnginewrightError
@@ -31,17 +32,22 @@ def processor_name(root: Path = Path("/")) -> str:
     return _field(root, "model name") or platform.processor() or platform.machine()
 
 
-def has_vector_kernels(root: Path = Path("/")) -> bool:
-    """Whether our operators need not run in plain C++ here.
+def why_plain_kernels(root: Path = Path("/")) -> str | None:
+    """Why our operators run in plain C++ here; None where they need not."""
+    return without_vectors(platform.machine(), processor_flags(root))
 
-    In plain C++ they are slower than ONNX Runtime's own. Where the system does not tell, they are
-    taken to have them: the library finds out for itself.
+
+def without_vectors(architecture: str, flags: Set[str]) -> str | None:
+    """What our operators' kernels lack on a processor with these flags; None if nothing.
+
+    Where the system does not tell, nothing is taken to be lacking: the library finds out for
+    itself.
     """
-    wanted = _VECTOR_FLAGS.get(platform.machine())
+    wanted = _VECTOR_FLAGS.get(architecture)
     if wanted is None:
-        return False
-    flags = processor_flags(root)
-    return not flags or wanted <= flags
+        return f"{architecture} has no kernels of theirs"
+    missing = sorted(wanted - flags) if flags else []
+    return f"this processor has no {', '.join(missing)}" if missing else None
 
 
 def has_tile_kernels(root: Path = Path("/")) -> bool:

@@ -91,8 +91,9 @@ MEANINGS: Mapping[Code, Meaning] = {
     ),
     "cpu_features": Meaning(
         "processor",
-        "the processor has the instructions that the fast kernels use",
-        "nothing has to be done: portable kernels run, slower",
+        "the processor has the instructions that our operators have kernels for: AVX2, FMA, F16C",
+        "nothing has to be done: a plan without our operators goes first; "
+        "`plan=` asks for the one with them, in plain C++",
     ),
     "host_memory": Meaning(
         "memory",

@@ -22,11 +22,12 @@ from enginewright.runtime.doctor.checks import (
 from enginewright.runtime.doctor.facts import DriverFacts, HostFacts, Installed
 from enginewright.runtime.doctor.findings import Finding
 from enginewright.runtime.doctor.header import engine_header
-from enginewright.runtime.doctor.host_checks import cpu_findings, platform_finding
+from enginewright.runtime.doctor.host_checks import cpu_findings, lacking, platform_finding
 from enginewright.runtime.doctor.kernels import kernel_capabilities
 from enginewright.runtime.doctor.needs import needs
 from enginewright.runtime.doctor.requirements import version_compatible
 from enginewright.runtime.options import EngineOptions
+from enginewright.runtime.plans import preferred
 
 _OF_THIS_MACHINE = frozenset(
     {"package_missing", "library_version", "platform", "untrusted_code", "host_memory"}
@@ -64,7 +65,9 @@ class PlanReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, the artifact's own findings first, then each plan's in its order.
+    """What was found, the artifact's own findings first, then each plan's.
+
+    Plans come in the order in which a load tries them.
 
     ``chosen``: the plan that a load takes; None if none runs.
     """
@@ -110,7 +113,12 @@ def diagnose(folder: Path, machine: Machine, options: EngineOptions) -> Diagnosi
     whole = all(finding.status == "ok" for finding in findings)
     plans = tuple(
         _plan(artifact, options.lowered(entry), machine, options.allow_native_code, whole)
-        for entry in artifact.manifest.engines
+        for entry in preferred(
+            artifact.manifest.engines,
+            artifact.manifest.tuning,
+            machine.host.processor,
+            vectors=lacking(machine.host) is None,
+        )
     )
     return Diagnosis(machine.driver.described, tuple(findings), plans)
 
@@ -146,7 +154,7 @@ def _plan_findings(
     yield from package_findings(entry, machine.installed, version_compatible=compatible)
     takes = needs(entry, artifact.manifest.files)
     if entry.nvidia is None:
-        yield from cpu_findings(machine.host, takes)
+        yield from cpu_findings(entry, machine.host, takes)
         return
     if not machine.driver.described:
         yield from driver_findings(entry.nvidia, machine.driver, machine.installed)
