@@ -1,7 +1,8 @@
 # Each target does its own set-up, in virtual environments inside this folder:
 # .venv (everything, to build and test), .venv-runtime (the runtime alone, without torch) and
 # .venv-clients (clients of the server).
-# What was done leaves a stamp, so that a second run is quick.
+# What was done leaves a stamp, so that a second run is quick. HATCH_BUILD_NO_HOOKS: what is installed
+# here needs no compiled operators, since an artifact brings its own.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -135,10 +136,11 @@ $(STAMPS)/tried-model: $(STAMPS)/project
 
 $(CLIENTS)/.stamp: pyproject.toml constraints-clients.txt
 	$(create_environment) $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints-clients.txt '.[clients]'
+	HATCH_BUILD_NO_HOOKS=true $(CLIENTS)/bin/python -m pip install --quiet \
+		--constraint constraints-clients.txt '.[clients]'
 	@touch $@
 
 $(RUNTIME_STAMP): $(SOURCES) pyproject.toml constraints.txt
 	$(create_environment) $(RUNTIME)
-	$(RUNTIME)/bin/python $(PIP) '.[cpu]'
+	HATCH_BUILD_NO_HOOKS=true $(RUNTIME)/bin/python $(PIP) '.[cpu]'
 	@touch $@

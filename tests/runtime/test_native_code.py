@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from enginewright.plugins import cpu_library
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, NvidiaEntry, PluginEntry
 from enginewright.runtime.artifact.native_code import (
@@ -108,3 +109,22 @@ def test_a_cubin_is_hashed_at_every_load(make: Any) -> None:
     path.write_text(CUBINS[0].replace("decode", "forged"))
     with pytest.raises(IntegrityError, match="altered"):
         Artifact.open(artifact.path, verify="never")
+
+
+def test_a_library_that_the_installed_package_brings_runs(
+    make_tiny: Any, manifest_writer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, name = make_tiny(), "engine/operators.so"
+    (folder / name).write_text("operators")
+    entry = Artifact.open(folder).manifest.engines[0]
+    files = (*entry.files, name)
+    changed = replace(entry, files=files, library=name, platform=this_platform())
+    manifest_writer(folder, changed)
+    artifact = Artifact.open(folder)
+    monkeypatch.setattr(cpu_library, "PREBUILT", tmp_path)
+    assert objection(artifact, changed, None) is not None
+    for content, known in (("operators", True), ("others", False)):
+        (tmp_path / cpu_library.file_name(this_platform())).write_text(content)
+        cpu_library.write_record(tmp_path, "theirs 1.0", this_platform())
+        assert (objection(artifact, changed, None) is None) is known
+    assert objection(artifact, changed, False) is not None

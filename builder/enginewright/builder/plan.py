@@ -17,7 +17,7 @@ from enginewright.builder.parameters import Architecture, read_architecture
 from enginewright.builder.recipe import KVCacheSpec, Recipe
 from enginewright.builder.stages import Stages
 from enginewright.builder.subject import Subject
-from enginewright.builder.targets.operators import find_compiler
+from enginewright.builder.targets.operators import has_library
 from enginewright.runtime.artifact.integrity import cache_folder
 from enginewright.runtime.artifact.manifest import KVEntry
 from enginewright.runtime.doctor.host import read_host
@@ -115,7 +115,7 @@ def plan(subject: Subject) -> Estimate:
     architecture = read_architecture(subject.config, subject.family)
     positions = recipe.limits.max_context
     weights = weights_bytes(architecture, recipe.target, recipe.precision, positions, source.weight)
-    library = _LIBRARY if recipe.target == "cpu" and find_compiler() else 0
+    library = _LIBRARY if recipe.target == "cpu" and has_library() else 0
     engine = weights + graph_bytes(architecture, recipe.target, recipe.precision) + library
     with TemporaryDirectory() as folder:
         names = subject.source.write_tokenizer(Path(folder))
@@ -169,7 +169,7 @@ def _kv_per_token(recipe: Recipe, architecture: Architecture) -> int:
     stored = (recipe.kv_cache or KVCacheSpec()).dtype
     by_itself = "float32" if recipe.precision == "fp32" else "float16"
     dtype = by_itself if stored == "auto" else stored
-    if recipe.target == "cpu" and find_compiler() is None:
+    if recipe.target == "cpu" and not has_library():
         dtype = "float32"  # the plain plan's
     dtype = "float8" if dtype == "fp8" else dtype
     entry = KVEntry("paged", architecture.layers, cache.kv_heads, cache.head_dim, dtype)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 from enginewright.builder.targets import operators
+from enginewright.plugins import cpu_library
 from enginewright.runtime.artifact.integrity import cache_folder
 from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.errors import BuildError
@@ -139,9 +140,9 @@ def test_all_sources_belong_to_the_key(monkeypatch, tmp_path, compiler):
     compiler('[ "$1" = --version ] && echo 1 && exit\nfor last; do :; done\necho x > "$last"')
     sources = [
         shutil.copytree(folder, tmp_path / "sources" / str(at))
-        for at, folder in enumerate(operators._SOURCES)
+        for at, folder in enumerate(cpu_library.SOURCES)
     ]
-    monkeypatch.setattr(operators, "_SOURCES", sources)
+    monkeypatch.setattr(cpu_library, "SOURCES", sources)
     first = operators.compile_library()
     assert operators.compile_library() == first
     for path in sorted((tmp_path / "sources").glob("*/*")):
@@ -150,3 +151,67 @@ def test_all_sources_belong_to_the_key(monkeypatch, tmp_path, compiler):
         assert changed != first, f"{path.name} was changed"
         first = changed
     assert os.environ["CXX"]
+
+
+@pytest.fixture
+def carried(monkeypatch, tmp_path):
+    """A library that the installed package brings, made from the sources as they are."""
+    folder = tmp_path / "prebuilt"
+    folder.mkdir()
+    library = folder / cpu_library.file_name(this_platform())
+    library.write_bytes(b"prebuilt")
+    cpu_library.write_record(folder, "theirs 1.0", this_platform())
+    monkeypatch.setattr(cpu_library, "PREBUILT", folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    return library
+
+
+@pytest.mark.parametrize("with_compiler", [True, False])
+def test_what_the_package_brings_goes_before_compiling(
+    monkeypatch, tmp_path, carried, with_compiler
+):
+    if not with_compiler:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert operators.compile_library() == carried
+    assert operators.has_library()
+    assert operators.library_compiler() == "theirs 1.0"
+    folder = cache_folder()
+    assert folder is not None
+    assert (folder / "native" / hashlib.sha256(b"prebuilt").hexdigest()).is_file()
+
+
+def test_what_the_package_brings_is_left_where_cxx_asks_for_a_compiler(carried, compiler):
+    compiler(
+        '[ "$1" = --version ] && echo mine 1.0 && exit\nfor last; do :; done\necho x > "$last"'
+    )
+    made = operators.compile_library()
+    assert made is not None
+    assert made.read_text() == "x\n"
+    assert operators.library_compiler() == "mine 1.0"
+
+
+@pytest.mark.parametrize("wrong", ["sources", "flags", "library", "record", "no record"])
+def test_what_the_package_brings_is_left_if_it_is_not_of_these_sources(
+    monkeypatch, tmp_path, carried, wrong
+):
+    record = carried.with_suffix(".json")
+    if wrong == "sources":
+        sources = [
+            shutil.copytree(cpu_library.SOURCES[0], tmp_path / "0"),
+            *cpu_library.SOURCES[1:],
+        ]
+        monkeypatch.setattr(cpu_library, "SOURCES", sources)
+        sources[0].joinpath("vectors.h").write_text("// another\n")
+    elif wrong == "flags":
+        monkeypatch.setattr(cpu_library, "LINK_FLAGS", ("-shared",))
+    elif wrong == "library":
+        carried.write_bytes(b"damaged")
+    elif wrong == "record":
+        record.write_text('{"sha256": 1')
+    else:
+        record.unlink()
+    assert operators.carried_library() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not operators.has_library()
+    assert operators.compile_library() is None

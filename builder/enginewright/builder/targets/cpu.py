@@ -103,9 +103,9 @@ class CpuTarget(Target):
 
     def tools(self, engines: tuple[EngineEntry, ...]) -> Mapping[str, str]:
         versions = tool_versions(("onnxruntime",))
-        compiler = operators.find_compiler()
+        compiler = operators.library_compiler()
         if compiler is not None and any(engine.library for engine in engines):
-            versions["c++"] = operators.compiler_version(compiler)
+            versions["c++"] = compiler
         return versions
 
     def _library(self, request: CompileRequest) -> Path | None:

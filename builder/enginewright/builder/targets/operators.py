@@ -1,4 +1,4 @@
-"""The library of our own CPU operators, compiled once a machine and kept in the cache.
+"""The library of our own CPU operators: the installed wheel's, or compiled here once and cached.
 
 Its bytes depend on the sources, the compiler and the flags alone. What is compiled here is known to
 this machine's runtime, which therefore loads it from any artifact (native_code.py).
@@ -12,81 +12,67 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from enginewright.builder.cache import cached_file
-from enginewright.plugins.block_linear import contract
+from enginewright.plugins import cpu_library
+from enginewright.plugins.cpu_library import COMPILERS, LINK_FLAGS, STATIC
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.cores import available_cores
 from enginewright.runtime.errors import BuildError
-
-_PLUGINS = Path(contract.__file__).parent.parent
-_SOURCES = (
-    _PLUGINS / "cpu",
-    *(_PLUGINS / name / "cpu" for name in ("attention", "block_linear", "row_ops")),
-)
-"""What the operators share, and each of them."""
-_COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
-LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
-STATIC = ("-static-libgcc", "-static-libstdc++")
-_X86 = ("x86_64", "AMD64")
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-_INSTRUCTION_SETS = {
-    "avx2": _AVX2,
-    "avx2vnni": (*_AVX2, "-mavxvnni"),
-    "avx512": _AVX512,
-    "avx512vnni": (*_AVX512, "-mavx512vnni"),
-    "amx": (*_AVX512, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-}
-"""By the end of a file's name, on x86-64."""
 
 
 class CompilerError(BuildError):
     """A C++ compiler that does not compile our sources."""
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A source file and the instruction sets that it alone may use."""
-
-    source: Path
-    flags: tuple[str, ...] = ()
-
-
 def compile_library() -> Path | None:
-    """The library for this machine; None where it has no C++ compiler, or is no Linux.
+    """The library for this machine; None where it has no C++ compiler and the package brings none,
+    or is no Linux.
 
-    The environment variable CXX names a compiler. Raises CompilerError where a compiler fails,
-    BuildError where the one that CXX names is not there.
+    The environment variable CXX names a compiler, which then compiles whatever the package brings.
+    Raises CompilerError where a compiler fails, BuildError where the one that CXX names is not
+    there.
     """
-    compiler = find_compiler()
-    if compiler is None or platform.system() != "Linux":
+    if platform.system() != "Linux":
         return None
-    inputs = {
-        "compiler": compiler_version(compiler),
-        "flags": " ".join([*_FLAGS, *LINK_FLAGS, *STATIC, str(_INSTRUCTION_SETS)]),
-        **{
-            f"source {at}/{path.name}": sha256_file(path)
-            for at, folder in enumerate(_SOURCES)
-            for path in sorted(folder.iterdir())
-        },
-        "platform": this_platform(),
-    }
-    name = f"operators-{this_platform()}.so"
-    made = cached_file("operators", inputs, name, lambda path: _compile(compiler, path))
-    remember(sha256_file(made))
+    carried = carried_library()
+    made = _compiled() if carried is None else carried.path
+    if made is not None:
+        remember(sha256_file(made))
     return made
+
+
+def carried_library() -> cpu_library.Prebuilt | None:
+    """What the installed wheel brings; None if it is not what these sources and flags would give,
+    or CXX asks for another compiler."""
+    found = cpu_library.prebuilt(this_platform())
+    if found is None or os.environ.get("CXX"):
+        return None
+    same = found.inputs == cpu_library.library_inputs(found.compiler, this_platform())
+    return found if same else None
+
+
+def has_library() -> bool:
+    """Whether the library is here, or something that could compile it."""
+    return carried_library() is not None or find_compiler() is not None
+
+
+def library_compiler() -> str | None:
+    """What the compiler of ``compile_library``'s library says of itself."""
+    carried = carried_library()
+    if carried is not None:
+        return carried.compiler
+    compiler = find_compiler()
+    return None if compiler is None else compiler_version(compiler)
 
 
 def find_compiler() -> str | None:
     """The C++ compiler that CXX names, or the first known one on the PATH."""
     asked = os.environ.get("CXX")
     if not asked:
-        return next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+        return next((path for name in COMPILERS if (path := shutil.which(name))), None)
     found = shutil.which(asked)
     if found is None:
         raise BuildError(
@@ -120,33 +106,18 @@ def run_compiler(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def _units() -> tuple[_Unit, ...]:
-    """Every C++ file; one that is named after an instruction set is for that alone.
-
-    Those for any processor come first: of a function of the C++ library that several hold, the
-    linker takes the first.
-    """
-    found = []
-    for folder in _SOURCES:
-        for source in sorted(folder.glob("*.cpp")):
-            flags = _INSTRUCTION_SETS.get(source.stem.removeprefix("kernels_"))
-            if flags is None:
-                found.append(_Unit(source))
-            elif platform.machine() in _X86:
-                found.append(_Unit(source, flags))
-    return tuple(sorted(found, key=lambda unit: len(unit.flags)))
+def _compiled() -> Path | None:
+    compiler = find_compiler()
+    if compiler is None:
+        return None
+    inputs = cpu_library.library_inputs(compiler_version(compiler), this_platform())
+    name = cpu_library.file_name(this_platform())
+    return cached_file("operators", inputs, name, lambda path: _compile(compiler, path))
 
 
 def _compile(compiler: str, library: Path) -> None:
-    # Paths of this machine must not reach the library's bytes.
-    flags = (*_FLAGS, f"-ffile-prefix-map={_PLUGINS}=.", f"-I{_SOURCES[0]}")
     with tempfile.TemporaryDirectory() as scratch:
-
-        def made(at: int, unit: _Unit) -> str:
-            result = str(Path(scratch) / f"{at}.o")
-            run_compiler([compiler, *flags, *unit.flags, "-c", str(unit.source), "-o", result])
-            return result
-
+        commands = cpu_library.object_commands(compiler, Path(scratch))
         with ThreadPoolExecutor(available_cores()) as pool:
-            objects = list(pool.map(made, *zip(*enumerate(_units()), strict=True)))
-        link_library(compiler, (), objects, library)
+            list(pool.map(run_compiler, commands.values()))
+        link_library(compiler, (), list(commands), library)

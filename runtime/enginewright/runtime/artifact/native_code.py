@@ -1,9 +1,9 @@
 """Which code from an artifact may run here.
 
 A hash inside an artifact proves nothing about who made it. Code is loaded when this machine
-compiled it itself (its SHA-256 stands in the user's cache folder), or when the user says so. Code
-is a library of operators, each cubin and the index that says how cubins are launched, and an
-engine file that brings code for the processor.
+compiled it itself (its SHA-256 stands in the user's cache folder), when the installed package
+brings the same library, or when the user says so. Code is a library of operators, each cubin and
+the index that says how cubins are launched, and an engine file that brings code for the processor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def objection(artifact: Artifact, entry: EngineEntry, allow: bool | None) -> str
     """Why the engine's own code does not run here; None if it does, or has none.
 
     ``allow``: True takes any code whose bytes are those of the manifest, False none, None what
-    this machine compiled.
+    this machine compiled or the installed package brings.
     """
     files = native_files(entry)
     if not files:
@@ -68,4 +68,9 @@ def native_files(entry: EngineEntry) -> tuple[str, ...]:
 
 def _known(sha256: str) -> bool:
     folder = cache_folder()
-    return folder is not None and (folder / "native" / sha256).is_file()
+    if folder is not None and (folder / "native" / sha256).is_file():
+        return True
+    from enginewright.plugins.cpu_library import prebuilt  # needless where all is in the cache
+
+    brought = prebuilt(this_platform())
+    return brought is not None and brought.sha256 == sha256

@@ -21,6 +21,7 @@ from enginewright.builder.stage_inputs import flat
 from enginewright.builder.targets import operators
 from enginewright.plugins.attention.cuda import embed
 from enginewright.plugins.attention.cuda.kernel_set import KernelSet
+from enginewright.plugins.cpu_library import LINK_FLAGS, STATIC
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.errors import BuildError
@@ -85,7 +86,7 @@ def compile_plugin(kernels: KernelSet, headers: Headers) -> Path:
     table = embed.source(kernels)
     inputs = {
         "compiler": operators.compiler_version(compiler),
-        "flags": " ".join([*_FLAGS, *operators.LINK_FLAGS, *operators.STATIC, _EXPORTS]),
+        "flags": " ".join([*_FLAGS, *LINK_FLAGS, *STATIC, _EXPORTS]),
         **flat("source", {name: sha256_file(embed.FOLDER / name) for name in embed.SOURCES}),
         "kernels": hashlib.sha256(table.encode()).hexdigest(),
         **flat("header", headers.versions()),
