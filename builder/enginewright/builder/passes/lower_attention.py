@@ -79,6 +79,7 @@ def _lower(node: ir.Node, last: ir.Value, longest: ir.Value) -> None:
     operands = [packed, None, None] if packed is not None else [q, k, v]
     attributes = node.attributes
     window = attributes["window"].as_int()
+    interleaved = attributes["interleaved"].as_int() if "interleaved" in attributes else 0
     lowered = ir.node(
         "GroupQueryAttention",
         [*operands, k_cache, v_cache, last, longest, cos, sin, None, None, sinks],
@@ -89,7 +90,7 @@ def _lower(node: ir.Node, last: ir.Value, longest: ir.Value) -> None:
             "local_window_size": window or -1,
             "softcap": attributes["softcap"].as_float(),
             "do_rotary": int(cos is not None),
-            "rotary_interleaved": 0,
+            "rotary_interleaved": interleaved,
         },
         domain=MICROSOFT,
         num_outputs=3,

@@ -5,12 +5,13 @@ The tests interpret it on the CPU; on a device the same cases go through the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from enginewright.plugins.attention import cases
 from enginewright.plugins.attention.contract import AttentionAttributes
 from enginewright.plugins.attention.cuda.config import KernelConfig
 from enginewright.plugins.attention.cuda.interpret import Arrays
@@ -115,6 +116,8 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {**_ALL, "cache": "int8", "io": "float16", "capability": "7.5"},
 )
 CASES = tuple(replace(kind, **change) for kind in (PREFILL, DECODE) for change in _CHANGES)
+SHARED = tuple(Case(**asdict(case)) for case in cases.CASES)
+"""What every lowering is held to; ``CASES`` are the kernels' own."""
 
 
 def make_inputs(case: Case, seed: int = 7) -> Arrays:
