@@ -110,6 +110,18 @@ class Machine(RuleBasedStateMachine):
         self.tokens[row].append(token)
         self._compute(row, length, prefilled=False)
 
+    @rule(data=st.data(), drafted=st.integers(1, 40))
+    def reject(self, data: st.DataObject, drafted: int) -> None:
+        """A draft has its room for one step."""
+        if not self.ready:
+            return
+        row = data.draw(st.sampled_from(self.ready))
+        length = len(self.tokens[row])
+        before = self._room()
+        if length + drafted <= self.cache.max_length and self.cache.grow(row, length + drafted):
+            self.cache.shrink(row, length)
+            assert self._room() == before
+
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         if not self.ready or not self.cache.free_rows:
@@ -168,6 +180,10 @@ class Machine(RuleBasedStateMachine):
         if self.memory is not None:
             assert self.pool.content.size <= self.memory
 
+    def _room(self) -> int:
+        """What the cache says is free, where others could use what one row gives back."""
+        return 0
+
     def _compute(self, row: int, end: int, *, prefilled: bool) -> None:
         self.pool.carry_out(self.cache)
         (table,) = self.cache.table([row])
@@ -205,6 +221,10 @@ class FixedSlots(Slots):
 
 class Blocks(Machine):
     grow_first = False
+
+    def _room(self) -> int:
+        assert isinstance(self.cache, BlockCache)
+        return self.cache.free_blocks
 
     def open(self) -> KVCache:
         blocks = 8 * self.max_rows if self.memory is None else self.memory // 16

@@ -139,6 +139,11 @@ class BlockCache(KVCache):
         self._extend(holder, length)
         return True
 
+    def shrink(self, row: int, length: int) -> None:
+        blocks, count = self._rows[row].blocks, self._count(length)
+        self._drop(blocks[count:])
+        del blocks[count:]
+
     def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         holder = self._rows[row]
         if (prefilled or self._invariant) and holder.prefilled == holder.length:

@@ -114,6 +114,10 @@ class KVCache(ABC):
     def grow(self, row: int, length: int) -> bool:
         """Make room for ``length`` tokens of a live row; False: others must go first."""
 
+    def shrink(self, row: int, length: int) -> None:
+        """Give back what room a live row has beyond ``length`` tokens, if others could use it."""
+        return
+
     @abstractmethod
     def computed(self, row: int, tokens: int, *, prefilled: bool) -> None:
         """The row's first ``tokens`` are in the cache now; whether the newest came together."""

@@ -148,10 +148,14 @@ class Scheduler:
         return [part.row for part in plan.parts if not part.row.remaining]
 
     def keep(self, row: Row, drafted: int) -> None:
-        """So many tokens of the row's draft were right; they are among its tokens now."""
+        """So many tokens of the row's draft were right; they are among its tokens now.
+
+        The room of those that were wrong is given back: no row is driven out, or waits, for it.
+        """
         if drafted:
             row.computed += drafted
             self._cache.computed(row.id, row.computed, prefilled=False)
+        self._cache.shrink(row.id, row.computed)
 
     def fork(self, parent: Row, child: Row, token: int) -> None:
         """The child goes on with this token from all that the parent has computed.
