@@ -74,6 +74,15 @@ def test_waiting_prompts_share_a_padded_prefill() -> None:
     assert advance(plans) == ("decode", [(0, 3, 4), (1, 5, 6), (2, 3, 4)])
 
 
+def test_a_short_prompt_beside_a_long_one_counts_as_long() -> None:
+    plans = scheduler(max_tokens=8)
+    plans.add(row(0, 7))
+    plans.add(row(1, 1))
+    assert advance(plans) == ("prefill", [(0, 0, 7)]), "2 rows of 7 would be padded to 14"
+    assert advance(plans)[0] == "decode"
+    assert advance(plans) == ("prefill", [(1, 0, 1)])
+
+
 def test_the_engines_rows_bound_a_prefill() -> None:
     plans = scheduler(prefill=2, max_tokens=100)
     for number in range(4):
@@ -176,18 +185,53 @@ def test_the_youngest_gives_up_its_room_and_comes_back_first() -> None:
     assert advance(plans) == ("prefill", [(1, 0, 202), (2, 0, 3)])
 
 
-def test_one_who_leaves_the_queue_makes_no_room() -> None:
-    plans = scheduler(max_tokens=600, cache=SlotCache(4, 1000, max_tokens=512))
-    rows = [row(0, 255), row(1, 200), row(2, 3)]
-    for each in rows[:2]:
-        plans.add(each)
-    for _ in range(3):
+def crowded() -> tuple[Scheduler, list[Row]]:
+    """Two outputs of a prompt decode in 7 blocks; the third waits, and so does a later row.
+
+    The third needs a single block, which is free, and would come first.
+    """
+    plans = scheduler(batch=3, max_tokens=100, cache=BlockCache(3, 60, 4, 7))
+    rows = [row(0, 8), Row(1, [], index=1), Row(2, [], index=2), row(3, 8)]
+    plans.add(rows[0])
+    plans.add(rows[3])
+    plan = plans.plan()
+    assert plan is not None
+    for each in plans.complete(plan):
+        each.tokens.append(-1)
+    for child in rows[1:3]:
+        plans.fork(rows[0], child, 10 + child.id)
+    for _ in range(5):
         advance(plans)
     assert plans.preemptions == 1
-    plans.add(rows[2])
-    plans.remove([rows[2]])
-    assert advance(plans) == ("decode", [(0, 257, 258)])
-    assert advance(plans) == ("decode", [(0, 258, 259)])
+    assert not rows[3].live
+    assert plans._cache.free_rows == 1
+    return plans, rows
+
+
+def test_who_would_be_driven_out_again_is_not_let_in() -> None:
+    plans, rows = crowded()
+    for at in (13, 14, 15):
+        assert advance(plans) == ("decode", [(0, at, at + 1), (1, at, at + 1)])
+    plans.remove(rows[1:2])
+    assert advance(plans) == ("decode", [(0, 16, 17), (2, 8, 9)])
+    assert plans.preemptions == 1
+
+
+def test_one_who_leaves_the_queue_makes_no_room() -> None:
+    plans, rows = crowded()
+    plans.remove(rows[3:])
+    assert [part[0] for part in advance(plans)[1]] == [0, 1]
+    assert not rows[2].live
+
+
+def test_a_scheduler_that_was_reset_lets_in_who_comes() -> None:
+    plans, _ = crowded()
+    plans.reset()
+    plans.add(row(7, 4))
+    assert advance(plans) == ("prefill", [(7, 0, 4)])
+    plans.add(row(8, 4))
+    assert advance(plans) == ("decode", [(7, 4, 5)])
+    assert advance(plans) == ("prefill", [(8, 0, 4)])
 
 
 def test_a_step_holds_no_more_positions_than_the_engine_takes() -> None:
