@@ -172,6 +172,25 @@ def test_a_row_pays_its_losses_from_its_own_account() -> None:
     assert governor.choose({0: 5}, 1) != {}, "a row of the same number begins anew"
 
 
+def test_what_one_row_of_a_batch_gains_does_not_pay_for_all() -> None:
+    """A step of eight takes 1.75 times one of four, and gives five tokens in place of four."""
+    governor = Governor(costless=True)
+    rows = range(4)
+    for _ in range(ENOUGH):
+        governor.ran(rows, 1, 4.0, {})
+    for _ in range(3):
+        governor.ran(rows, 2, 7.0, {row: (1, int(row == 0)) for row in rows})
+    for row in rows:
+        for _ in range(20):
+            governor.saw(row, True)
+    assert governor.choose(dict.fromkeys(rows, 1), 4) == {}, "each has lost more than a step"
+    governor.retain(())
+    for row in rows:
+        for _ in range(20):
+            governor.saw(row, True)
+    assert governor.choose(dict.fromkeys(rows, 1), 4) == dict.fromkeys(rows, 1)
+
+
 def test_times_are_medians_of_what_ran_lately() -> None:
     times = StepTimes()
     for seconds in (1.0, 9.0, 1.2):

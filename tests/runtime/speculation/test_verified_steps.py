@@ -345,6 +345,28 @@ def test_a_draft_that_fails_ends_the_jobs_and_leaves_an_engine_that_works(
     assert drafting.engine.closed == 1
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_after_a_failure_a_draft_relies_on_nothing_that_it_had_computed(
+    null_engine: Any, always: Any, layout: str
+) -> None:
+    bench = Bench(null_engine, layout, max_context=128)
+    drafting = Drafting(null_engine, layout, max_context=128)
+    bench.speculate(drafting.proposer, always)
+    core = bench.open()
+    asked = [(STEMS[0] * 2, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))]
+    bench.answer(asked)
+    bench.engine.fail_at = len(bench.engine.ran) + 3
+    core.add(bench.group(0, *asked[0]))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        finish(core)
+    drafting.engine.pool[:] = -1  # lost with the device: that it is used again would be an error
+    bench.engine.fail_at, before = None, drafting.engine.computed
+    (group,) = bench.answer(asked)
+    wanted = bench.engine.continue_greedily(asked[0][0], 12)
+    assert group.generations[0].output_token_ids == wanted
+    assert drafting.engine.computed >= before + 60
+
+
 def test_the_distribution_is_that_of_the_logits(null_engine: Any, always: Any, oracle: Any) -> None:
     """Chi-square of second tokens that were drafted, sampled without a seed."""
     bench = Bench(null_engine, "paged", vocab_size=6, max_batch=4)

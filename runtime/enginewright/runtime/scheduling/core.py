@@ -18,7 +18,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -48,7 +48,8 @@ class EngineCore:
     engine's limits do. ``fixed_context``: bytes that hold no request of the engine's max_context
     are refused; else they lower it, with a warning.
     ``enable_prefix_caching``: what rows have computed is taken over by those that begin alike.
-    ``speculator``: drafts tokens of rows that decode; it is closed with the engine.
+    ``speculator``: drafts tokens of rows that decode; it is closed with the engine, and learns by
+    ``clock``, in seconds, what steps take.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class EngineCore:
         fixed_context: bool = False,
         enable_prefix_caching: bool = True,
         speculator: Speculator | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
         self._speculator = speculator
+        self._clock = clock
         info, memory = engine.describe(), kv_cache_memory_bytes
         beside = 0 if speculator is None else speculator.kv_bytes_per_token
         self._cache = open_cache(info, memory, enable_prefix_caching, beside=beside)
@@ -213,9 +216,9 @@ class EngineCore:
     def _run(self, plan: StepPlan) -> list[Job]:
         carry_out(self._engine, self._cache.take_commands())
         batch = self._batch(plan)
-        started = time.perf_counter()
+        started = self._clock()
         logits = self._engine.step(batch)
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         self._step_tokens.add(plan.tokens)
         ready = {row.id for row in self._scheduler.complete(plan)}
         moved: dict[Job, dict[int, RowLogits]] = {}
