@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from enginewright.runtime.speculation.governor import SHARE, Governor
+from enginewright.runtime.speculation.governor import FIRST_PAUSE, SHARE, Acceptance, Governor
 from enginewright.runtime.speculation.step_times import ENOUGH, FRESH, StepTimes
 
 PLAIN = 1.0
@@ -189,6 +189,86 @@ def test_what_one_row_of_a_batch_gains_does_not_pay_for_all() -> None:
         for _ in range(20):
             governor.saw(row, True)
     assert governor.choose(dict.fromkeys(rows, 1), 4) == dict.fromkeys(rows, 1)
+
+
+def seasoned(cost: Cost, right: int, wrong: int, *, costless: bool = True) -> Governor:
+    """Knows what steps cost, and has seen tokens of row 0."""
+    governor = Governor(costless)
+    for positions in (2, 3, 4, 5, 6, 1):
+        for _ in range(ENOUGH):
+            governor.ran([1], positions, cost(positions), {})
+    for each in [True] * right + [False] * wrong:
+        governor.saw(0, each)
+    return governor
+
+
+def test_of_all_drafts_that_pay_the_best_is_chosen() -> None:
+    governor = seasoned(linear(0.1), 0, 0)
+    governor._account(0).acceptance = Acceptance(1.0, 2.0)
+    assert governor.choose({0: 5}, 1) == {0: 2}, "1.75 tokens in 1.2; of 5, 1.97 in 1.5"
+
+
+def test_every_drafted_token_has_its_price() -> None:
+    governor = seasoned(lambda positions: PLAIN, 20, 0, costless=False)
+    assert governor.choose({0: 5}, 1, 0.1) == {0: 5}
+    assert governor.choose({0: 5}, 1, 0.8) == {0: 1}, "a second one could cost too much"
+    assert governor.choose({0: 5}, 1, 1.2) == {}
+
+
+def test_a_wider_step_is_not_taken_to_be_faster() -> None:
+    governor = seasoned(lambda positions: PLAIN if positions == 1 else 0.5 * PLAIN, 0, 0)
+    governor._account(0).acceptance = Acceptance(0.02, 1.0)
+    assert governor.choose({0: 5}, 1) == {}
+
+
+def test_what_could_be_lost_next_is_within_the_share() -> None:
+    governor = seasoned(lambda positions: PLAIN if positions == 1 else 1.5 * PLAIN, 20, 0)
+    governor._account(0).saved = -0.4 * PLAIN
+    assert governor.choose({0: 5}, 1) == {0: 5}
+    governor._account(0).saved = -0.6 * PLAIN
+    assert governor.choose({0: 5}, 1) == {}
+
+
+def test_pauses_are_of_8_steps_then_16_and_short_again_after_a_gain() -> None:
+    governor = seasoned(linear(0.2), 0, 40, costless=False)
+
+    def until_tried() -> int:
+        for steps in range(100):
+            if governor.choose({0: 5}, 1):
+                for _ in range(40):
+                    governor.saw(0, False)
+                return steps
+        raise AssertionError("never")
+
+    assert [until_tried() for _ in range(3)] == [8, 16, 32]
+    governor.ran([0], 6, 2.0, {0: (5, 5)})
+    for _ in range(40):
+        governor.saw(0, False)
+    assert until_tried() == 8
+
+
+def test_who_is_drafted_does_not_wait() -> None:
+    governor = seasoned(linear(0.1), 20, 0, costless=False)
+    for _ in range(3 * FIRST_PAUSE):
+        assert governor.choose({0: 5}, 1) == {0: 5}
+    assert governor._account(0).waited == 0
+
+
+def test_what_was_seen_of_a_costless_draft_is_not_forgotten_in_a_pause() -> None:
+    governor = seasoned(linear(0.1), 0, 5)
+    seen = governor._account(0).acceptance.seen
+    for _ in range(3 * FIRST_PAUSE):
+        assert governor.choose({0: 5}, 1) == {}
+    assert governor._account(0).acceptance.seen == seen
+
+
+def test_tokens_after_the_first_wrong_one_say_nothing() -> None:
+    governor = seasoned(linear(0.1), 0, 0)
+    wanted = Acceptance(0.0, 1.0)
+    for right in (True, True, False):
+        wanted.note(right)
+    governor.ran([0], 6, 1.5, {0: (5, 2)})
+    assert governor._account(0).acceptance == wanted
 
 
 def test_times_are_medians_of_what_ran_lately() -> None:

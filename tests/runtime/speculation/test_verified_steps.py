@@ -367,6 +367,22 @@ def test_after_a_failure_a_draft_relies_on_nothing_that_it_had_computed(
     assert drafting.engine.computed >= before + 60
 
 
+def test_a_draft_forgets_with_its_target(null_engine: Any, always: Any) -> None:
+    bench = Bench(null_engine, "paged", max_context=128)
+    drafting = Drafting(null_engine, "paged", max_context=128)
+    bench.speculate(drafting.proposer, always)
+    core = bench.open()
+    asked = [(STEMS[0] * 2, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))]
+    computed = []
+    for _ in range(2):
+        bench.answer(asked)
+        computed.append(drafting.engine.computed)
+    core.reset_prefix_cache()
+    bench.answer(asked)
+    assert drafting.engine.computed - computed[1] == computed[0]
+    assert computed[1] < 2 * computed[0] - 50, "the prompt was taken over"
+
+
 def test_the_distribution_is_that_of_the_logits(null_engine: Any, always: Any, oracle: Any) -> None:
     """Chi-square of second tokens that were drafted, sampled without a seed."""
     bench = Bench(null_engine, "paged", vocab_size=6, max_batch=4)
