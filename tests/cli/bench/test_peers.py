@@ -73,6 +73,17 @@ def test_the_class_of_our_own_engine_is_measured_once(
     again = with_quality(ours([opened]), source, 1, {})
     assert next(iter(again.values())).entrant.quality == found.entrant.quality
 
+    class TakenError(Exception):
+        pass
+
+    def take(*_: object) -> None:
+        raise TakenError
+
+    monkeypatch.setattr(Runner, "take", take)
+    monkeypatch.setenv("ENGINEWRIGHT_CPU_KERNELS", "portable")
+    with pytest.raises(TakenError):  # other kernels, other answers
+        with_quality(ours([opened]), source, 1, {})
+
 
 def test_scores_depend_on_their_key() -> None:
     taken = iter([{"best": [1], "logprobs": [-1.0]}, {"best": [2], "logprobs": [-2.0]}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from enginewright.cli.bench.workload import weight_bytes
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends import load_backend
 from enginewright.runtime.errors import EnginewrightError
+from enginewright.runtime.processor import processor_flags, processor_name
 from enginewright.runtime.text.tokenizer import Tokenizer
 
 OURS = "enginewright"
@@ -108,7 +110,7 @@ def with_quality(
         "context": max(map(len, pieces)),
         "reuse": False,
     }
-    base = {"windows": pieces, "source": source.digest}
+    base = {"windows": pieces, "source": source.digest, **arithmetic()}
     model = Entrant("fp32", True, 0)
     hf = Runner(model, (sys.executable, MEASURE, "transformers_engine"), str(source.checkpoint()))
     reference = _scores(hf, request, base | {"engine": "transformers"})
@@ -123,6 +125,12 @@ def with_quality(
             continue
         graded[label] = replace(runner, entrant=replace(runner.entrant, quality=found))
     return graded
+
+
+def arithmetic() -> dict[str, Any]:
+    """What answers depend on beside the model and the text: the instructions at hand."""
+    kernels = os.environ.get("ENGINEWRIGHT_CPU_KERNELS")
+    return {"processor": processor_name(), "flags": sorted(processor_flags()), "kernels": kernels}
 
 
 def _identity(runner: Runner) -> str:
