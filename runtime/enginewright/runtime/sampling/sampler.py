@@ -84,6 +84,9 @@ class Sampler:
         self._stream = RandomStream(seed, index)
         self.repeatable = params.greedy or seed is not None
         """Whether the same logits give the same tokens another time."""
+        self._truncates = (
+            params.greedy or params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+        )
         self._vocab_size = vocab_size
         self._named = np.array(params.logprob_token_ids or (), np.int64)
 
@@ -126,6 +129,8 @@ class Sampler:
         """What ``sample`` gives, if the row's highest logits settle it."""
         if self._takes_the_highest(row, len(output)):
             return SampledToken(self._chosen(int(row.ids[0])))
+        if not self._truncates:  # every token has a part in the draw
+            return None
         known, wanted = Candidates.of(row, self._vocab_size), self.params.num_logprobs
         if known is None or self._named.size or not -1 < (wanted or 0) <= known.ids.size:
             return None
