@@ -24,6 +24,18 @@ INSTRUCTION_SETS = {
 """What the environment variable may ask for, and the processor's flags that it takes."""
 
 
+def skip_without(kernels: str) -> None:
+    """Skip where the processor lacks what these kernels take."""
+    if missing := INSTRUCTION_SETS[kernels] - set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+
+
+@pytest.fixture
+def needs(cpu_kernels: str) -> None:
+    """The test is for a processor that has the kernels."""
+    skip_without(cpu_kernels)
+
+
 @pytest.fixture(scope="session")
 def library() -> Path:
     """The operators, compiled once a session."""
@@ -42,8 +54,8 @@ def arrays_of(
 ) -> Callable[[str, str], dict[str, Any]]:
     """``arrays_of(script, kernels)``: what the script saves, run once with kernels of that name.
 
-    It is given the library and where to save. A process has the kernels that it begins with.
-    Skips where the processor lacks what they take: it would fall back to lesser ones.
+    It is given the library and where to save. Skips where the processor lacks what they take: it
+    would fall back to lesser ones.
     """
     folder = tmp_path_factory.mktemp("results")
 
@@ -58,8 +70,7 @@ def arrays_of(
             return dict(found)
 
     def arrays_of(script: str, kernels: str) -> dict[str, Any]:
-        if missing := INSTRUCTION_SETS[kernels] - set(Path("/proc/cpuinfo").read_text().split()):
-            pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+        skip_without(kernels)
         return computed(script, kernels)
 
     return arrays_of

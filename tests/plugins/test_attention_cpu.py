@@ -1,6 +1,6 @@
 """The compiled CachedAttention in ONNX Runtime against its meaning in numpy, with all kernels.
 
-Which kernels run is decided once a process, so each kind computes all cases in a process of its
+Each kind of kernels, which the environment asks for, computes all cases in a process of its
 own: this file, run as a script.
 """
 

@@ -6,14 +6,19 @@ import os
 import platform
 from collections.abc import Set
 from pathlib import Path
+from typing import Literal, get_args
 
 from enginewright.runtime.errors import EnginewrightError
 
 _VECTOR_FLAGS = {"x86_64": {"avx2", "fma", "f16c"}, "AMD64": {"avx2", "fma", "f16c"}}
 _TILE_FLAGS = {"avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"}
-_WITHOUT_TILES = ("portable", "avx2", "avx2vnni", "avx512", "avx512vnni")
+InstructionSet = Literal["portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx"]
+"""Those that our operators have kernels for, the best one last."""
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = get_args(InstructionSet)
+CPU_KERNELS = "ENGINEWRIGHT_CPU_KERNELS"
+_WITHOUT_TILES = INSTRUCTION_SETS[:-1]
 _LEGAL = {
-    "ENGINEWRIGHT_CPU_KERNELS": (*_WITHOUT_TILES, "amx"),
+    CPU_KERNELS: INSTRUCTION_SETS,
     "ENGINEWRIGHT_HUGE_PAGES": ("0", "1"),
 }
 """The variables that our operators read, and their values; without one, or empty: the default."""
@@ -55,7 +60,7 @@ def has_tile_kernels(root: Path = Path("/")) -> bool:
 
     That is another arithmetic than that of all other processors.
     """
-    if os.environ.get("ENGINEWRIGHT_CPU_KERNELS") in _WITHOUT_TILES:
+    if os.environ.get(CPU_KERNELS) in _WITHOUT_TILES:
         return False
     return platform.machine() in _VECTOR_FLAGS and processor_flags(root) >= _TILE_FLAGS
 

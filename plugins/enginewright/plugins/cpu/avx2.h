@@ -9,6 +9,7 @@ namespace enginewright {
 namespace {
 
 struct Avx2 {
+    static constexpr const char* kName = "avx2";
     static constexpr size_t kLanes = 8;
     typedef float Vec __attribute__((vector_size(32)));
     typedef int32_t Ints __attribute__((vector_size(32)));

@@ -9,6 +9,7 @@ namespace enginewright {
 namespace {
 
 struct Avx512 {
+    static constexpr const char* kName = "avx512";
     static constexpr size_t kLanes = 16;
     typedef float Vec __attribute__((vector_size(64)));
     typedef int32_t Ints __attribute__((vector_size(64)));

@@ -86,6 +86,13 @@ class Api {
     }
     void release(Status* status) const { at<void(Status*)>(93)(status); }
     void release(TensorInfo* info) const { at<void(TensorInfo*)>(99)(info); }
+    // An entry of a session's configuration, with its final 0, into `size` bytes; an error where
+    // there is none, or no room for it.
+    Status* config_entry(const SessionOptions* options, const char* key, char* out,
+                         size_t* size) const {
+        return at<Status*(const SessionOptions*, const char*, char*, size_t*)>(238)(options, key,
+                                                                                    out, size);
+    }
     // constant: 0 unless the input is one of the graph's constants, which stay where they are.
     Status* constant_input(const KernelInfo* info, size_t index, int* constant,
                            const Value** out) const {

@@ -3,6 +3,7 @@
 #include "operators.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #if defined(__x86_64__)
@@ -14,13 +15,12 @@
 namespace enginewright {
 namespace {
 
-InstructionSet allowed() {
-    const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
-    if (asked && std::strcmp(asked, "portable") == 0) return InstructionSet::kPortable;
-    if (asked && std::strcmp(asked, "avx2") == 0) return InstructionSet::kAvx2;
-    if (asked && std::strcmp(asked, "avx2vnni") == 0) return InstructionSet::kAvx2Vnni;
-    if (asked && std::strcmp(asked, "avx512") == 0) return InstructionSet::kAvx512;
-    if (asked && std::strcmp(asked, "avx512vnni") == 0) return InstructionSet::kAvx512Vnni;
+// In the order of InstructionSet.
+constexpr const char* kNames[] = {"portable", "avx2", "avx2vnni", "avx512", "avx512vnni", "amx"};
+
+InstructionSet set_named(const char* name) {
+    for (size_t at = 0; at < std::size(kNames); ++at)
+        if (name && std::strcmp(name, kNames[at]) == 0) return static_cast<InstructionSet>(at);
     return InstructionSet::kAmx;
 }
 
@@ -76,9 +76,11 @@ ort::Status* read(const ort::Api& api, const ort::Value* value, Tensor* tensor) 
 
 }  // namespace
 
-InstructionSet instruction_set() {
-    static const InstructionSet found = best(allowed());
-    return found;
+const char* name_of(InstructionSet set) { return kNames[static_cast<size_t>(set)]; }
+
+InstructionSet instruction_set(const char* held_to) {
+    const char* asked = std::getenv("ENGINEWRIGHT_CPU_KERNELS");
+    return best(set_named(asked && *asked ? asked : held_to));
 }
 
 ort::Status* out_of_memory(const ort::Api& api, const char* name) {

@@ -3,23 +3,39 @@
 #pragma once
 
 #include <cstring>
+#include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "onnxruntime_abi.h"
 
 namespace enginewright {
 
-// They live as long as the process; one for each type that a tensor may have.
-std::vector<const ort::Operator*> block_linear_operators();
-std::vector<const ort::Operator*> attention_operators();
-std::vector<const ort::Operator*> row_operators();
-
 enum class InstructionSet { kPortable, kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni, kAmx };
 
-// The best that this processor has, no better than ENGINEWRIGHT_CPU_KERNELS says (portable, avx2,
-// avx2vnni, avx512, avx512vnni, amx); looked up once.
-InstructionSet instruction_set();
+// portable, avx2, avx2vnni, avx512, avx512vnni, amx
+const char* name_of(InstructionSet set);
+
+// The best that this processor has, no better than ENGINEWRIGHT_CPU_KERNELS says, or, where that is
+// not set, than `held_to`: one of these names; any other, null too, sets no limit.
+InstructionSet instruction_set(const char* held_to);
+
+// What ONNX Runtime is told of an operator, and the instruction set that its kernels may use.
+struct Operator : ort::Operator {
+    InstructionSet instructions;
+};
+using Operators = std::vector<std::shared_ptr<const Operator>>;
+
+// One for each type that a tensor may have.
+Operators block_linear_operators(InstructionSet instructions);
+Operators attention_operators(InstructionSet instructions);
+Operators row_operators(InstructionSet instructions);
+
+// Which kernels these operators take, as "name=instruction set", parted by spaces.
+std::string block_linear_kernels(InstructionSet instructions);
+std::string attention_kernels(InstructionSet instructions);
+std::string row_kernels(InstructionSet instructions);
 
 // The error that says of the operator of that name that memory ran out.
 ort::Status* out_of_memory(const ort::Api& api, const char* name);
@@ -54,11 +70,13 @@ void read_attribute(const ort::Api& api, const ort::KernelInfo* info, const char
         *value = found;
 }
 
-// An operator of the CPU whose nodes are run by a `Kernel`, which has kName, check() of its
-// attributes, and compute(context). Inputs, outputs and their types are left to be said.
+// An operator of the CPU whose nodes are run by a `Kernel`, which is made of the API's table, what is
+// known of the node, and the instruction set, and has kName, check() of its attributes, and
+// compute(context). Inputs, outputs and their types are left to be said.
 template <class Kernel>
-ort::Operator operator_of() {
-    ort::Operator op{};
+Operator operator_of(InstructionSet instructions) {
+    Operator op{};
+    op.instructions = instructions;
     op.version = ort::kVersion;
     op.name = [](const ort::Operator*) { return Kernel::kName; };
     op.provider = [](const ort::Operator*) -> const char* { return nullptr; };  // the CPU's
@@ -67,9 +85,10 @@ ort::Operator operator_of() {
     op.start_version = [](const ort::Operator*) { return 1; };
     op.end_version = [](const ort::Operator*) { return 1; };
     op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-    op.create_checked = [](const ort::Operator*, const void* table, const ort::KernelInfo* info,
+    op.create_checked = [](const ort::Operator* op, const void* table, const ort::KernelInfo* info,
                            void** kernel) {
-        auto* created = new (std::nothrow) Kernel(table, info);
+        const InstructionSet instructions = static_cast<const Operator*>(op)->instructions;
+        auto* created = new (std::nothrow) Kernel(table, info, instructions);
         if (!created) return out_of_memory(ort::Api(table), Kernel::kName);
         auto* status = created->check();
         if (status)

@@ -8,6 +8,7 @@ namespace enginewright {
 namespace {
 
 struct Portable {
+    static constexpr const char* kName = "portable";
     static constexpr size_t kLanes = 4;
     typedef float Vec __attribute__((vector_size(16)));
     typedef int32_t Ints __attribute__((vector_size(16)));

@@ -1,11 +1,11 @@
 // The gated activation, for operators that compute a gate themselves.
 #pragma once
 
-#include <cstddef>
+#include "operators.h"
 
 namespace enginewright {
 
 // out = gate * sigmoid(gate) * up, k numbers each; gate_up is gate, then up.
-void swiglu(const float* gate_up, size_t k, float* out);
+void swiglu(InstructionSet instructions, const float* gate_up, size_t k, float* out);
 
 }  // namespace enginewright

@@ -1,5 +1,5 @@
 // Arithmetic over the vectors of an instruction set `Isa`, which names
-//   kLanes, Vec and Ints (kLanes of float, int32), fma(a, b, c), from_half(kLanes halves),
+//   kName, kLanes, Vec and Ints (kLanes of float, int32), fma(a, b, c), from_half(kLanes halves),
 //   to_half(Vec, halves), from_codes(kLanes bytes).
 //
 // Everything here is elementwise and rounds alike for every number of lanes. It is included by

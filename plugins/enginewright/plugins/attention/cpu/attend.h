@@ -329,7 +329,7 @@ void merge(const Step& step, const Task& task, float* memory) {
 
 template <class Isa, class T>
 constexpr Kernels kernels_of() {
-    return {write<Isa, T>, attend<Isa, T>, merge<Isa>, room_of, kTaskRows};
+    return {Isa::kName, write<Isa, T>, attend<Isa, T>, merge<Isa>, room_of, kTaskRows};
 }
 
 template <class Isa>

@@ -288,7 +288,7 @@ void attend_in_tiles(const Step& step, const Task& task, float* memory) {
 
 }  // namespace
 
-extern const Kernels kAmx = {write<Avx512, Half>, attend_in_tiles, merge<Avx512>, room_in_tiles,
-                             kTaskRowsInTiles};
+extern const Kernels kAmx = {"amx",         write<Avx512, Half>, attend_in_tiles,
+                             merge<Avx512>, room_in_tiles,       kTaskRowsInTiles};
 
 }  // namespace enginewright::attention

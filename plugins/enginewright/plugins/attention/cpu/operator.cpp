@@ -34,19 +34,19 @@ constexpr int64_t kLargestSize = 1 << 20;
 constexpr size_t kSmallWork = 1 << 17;
 constexpr size_t kTasksOfThread = 4;
 
-const KernelSet& kernel_set() {
+const KernelSet& kernel_set(InstructionSet best) {
 #if defined(__x86_64__)
-    if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
-    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
+    if (best >= InstructionSet::kAvx512) return kAvx512;
+    if (best >= InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
 }
 
-const Kernels& kernels_for(ort::ElementType type, bool bfloat16) {
+const Kernels& kernels_for(InstructionSet best, ort::ElementType type, bool bfloat16) {
 #if defined(__x86_64__)
-    if (bfloat16 && type == ort::kFloat16 && instruction_set() >= InstructionSet::kAmx) return kAmx;
+    if (bfloat16 && type == ort::kFloat16 && best >= InstructionSet::kAmx) return kAmx;
 #endif
-    const KernelSet& set = kernel_set();
+    const KernelSet& set = kernel_set(best);
     if (type == ort::kFloat) return set.float32;
     return type == ort::kFloat16 ? set.float16 : set.int8;
 }
@@ -109,7 +109,8 @@ class Kernel {
   public:
     static constexpr const char* kName = "CachedAttention";
 
-    Kernel(const void* table, const ort::KernelInfo* info) : api_(table) {
+    Kernel(const void* table, const ort::KernelInfo* info, InstructionSet instructions)
+        : api_(table), instructions_(instructions) {
         read_attribute(api_, info, "num_heads", &a_.num_heads);
         read_attribute(api_, info, "kv_heads", &a_.kv_heads);
         read_attribute(api_, info, "window", &a_.window);
@@ -146,7 +147,7 @@ class Kernel {
         step.out = static_cast<float*>(out);
         if (auto* status = cache(context, kKCacheOut, in[kKCache], &step.k_cache)) return status;
         if (auto* status = cache(context, kVCacheOut, in[kVCache], &step.v_cache)) return status;
-        return run(context, step, kernels_for(in[kKCache].type, a_.bfloat16 == 1));
+        return run(context, step, kernels_for(instructions_, in[kKCache].type, a_.bfloat16 == 1));
     }
 
     const ort::Api& api() const { return api_; }
@@ -304,11 +305,12 @@ class Kernel {
     }
 
     ort::Api api_;
+    InstructionSet instructions_;
     Attributes a_;
 };
 
 // One operator for each type of the cache: ONNX Runtime takes the one that fits a node.
-struct Typed : ort::Operator {
+struct Typed : Operator {
     ort::ElementType cache;
 };
 
@@ -322,8 +324,8 @@ ort::ElementType input_type(const ort::Operator* op, size_t index) {
     return integers ? ort::kInt32 : ort::kFloat;
 }
 
-Typed describe(ort::ElementType cache) {
-    Typed op{operator_of<Kernel>(), cache};
+std::shared_ptr<const Operator> describe(InstructionSet instructions, ort::ElementType cache) {
+    Typed op{operator_of<Kernel>(instructions), cache};
     op.input_type = input_type;
     op.input_count = [](const ort::Operator*) -> size_t { return kInputs; };
     op.output_type = [](const ort::Operator* op, size_t index) {
@@ -333,15 +335,29 @@ Typed describe(ort::ElementType cache) {
     op.input_characteristic = [](const ort::Operator*, size_t index) {
         return index < kCos && index != kK && index != kV ? ort::kRequired : ort::kOptional;
     };
-    return op;
+    return std::make_shared<const Typed>(op);
 }
 
 }  // namespace
 }  // namespace enginewright::attention
 
-std::vector<const enginewright::ort::Operator*> enginewright::attention_operators() {
-    using namespace attention;
-    static const Typed ops[] = {describe(ort::kFloat), describe(ort::kFloat16),
-                                describe(ort::kInt8)};
-    return {&ops[0], &ops[1], &ops[2]};
+namespace enginewright {
+
+Operators attention_operators(InstructionSet instructions) {
+    Operators found;
+    for (const ort::ElementType cache : {ort::kFloat, ort::kFloat16, ort::kInt8})
+        found.push_back(attention::describe(instructions, cache));
+    return found;
 }
+
+std::string attention_kernels(InstructionSet instructions) {
+    const auto chosen = [=](ort::ElementType cache, bool bfloat16) {
+        return std::string(attention::kernels_for(instructions, cache, bfloat16).name);
+    };
+    return "attention=" + chosen(ort::kFloat, true) +
+           " attention_half=" + chosen(ort::kFloat16, false) +
+           " attention_half_bfloat16=" + chosen(ort::kFloat16, true) +
+           " attention_int8=" + chosen(ort::kInt8, true);
+}
+
+}  // namespace enginewright

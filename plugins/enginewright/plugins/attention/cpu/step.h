@@ -65,6 +65,7 @@ struct Task {
 
 // The kernels of one instruction set over a cache of one type.
 struct Kernels {
+    const char* name;
     // Writes keys and values of the new positions [first, last) of a row to the cache.
     void (*write)(const Step&, size_t row, size_t kv_head, size_t first, size_t last);
     void (*attend)(const Step&, const Task&, float* room);

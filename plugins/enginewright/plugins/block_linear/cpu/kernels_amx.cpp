@@ -247,7 +247,7 @@ void multiply(const Weights& w, const Activations& a, const Result& y, size_t m0
 
 }  // namespace
 
-const Kernels kAmx = {bytes_of_row,   pack, multiply, kSide, kPairsOfTask * kPanelRows,
-                      columns_of_task};
+const Kernels kAmx = {
+    "amx", bytes_of_row, pack, multiply, kSide, kPairsOfTask * kPanelRows, columns_of_task};
 
 }  // namespace enginewright

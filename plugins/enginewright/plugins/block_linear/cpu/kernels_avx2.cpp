@@ -4,6 +4,6 @@
 
 namespace enginewright {
 
-const Kernels kAvx2 = kernels<OneRow>();
+const Kernels kAvx2 = kernels<OneRow>("avx2");
 
 }  // namespace enginewright

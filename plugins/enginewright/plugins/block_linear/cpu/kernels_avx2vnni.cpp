@@ -4,6 +4,6 @@
 
 namespace enginewright {
 
-const Kernels kAvx2Vnni = kernels<OneRow>();
+const Kernels kAvx2Vnni = kernels<OneRow>("avx2vnni");
 
 }  // namespace enginewright

@@ -4,6 +4,6 @@
 
 namespace enginewright {
 
-const Kernels kAvx512 = kernels<TwoRows>();
+const Kernels kAvx512 = kernels<TwoRows>("avx512");
 
 }  // namespace enginewright

@@ -4,6 +4,6 @@
 
 namespace enginewright {
 
-const Kernels kAvx512Vnni = kernels<TwoRows>();
+const Kernels kAvx512Vnni = kernels<TwoRows>("avx512vnni");
 
 }  // namespace enginewright

@@ -124,6 +124,6 @@ void round_row(const float* x, const Weights& w, const Activations& a, size_t m)
 
 }  // namespace
 
-const Kernels kPortable = {Row::bytes, round_row, multiply};
+const Kernels kPortable = {"portable", Row::bytes, round_row, multiply};
 
 }  // namespace enginewright

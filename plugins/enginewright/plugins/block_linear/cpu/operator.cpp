@@ -21,9 +21,8 @@ enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOffsets, kBias, kInputs
 constexpr size_t kLargestSize = 1u << 31;
 
 // Tiles of bfloat16 are for 4 bits, and for 8 where that is asked for.
-const Kernels& choose_kernels(size_t bits, size_t k, bool bfloat16) {
+const Kernels& choose_kernels(InstructionSet best, size_t bits, size_t k, bool bfloat16) {
 #if defined(__x86_64__)
-    const InstructionSet best = instruction_set();
     if (best == InstructionSet::kAmx && (bits == 4 || bfloat16) && k % 32 == 0) return kAmx;
     if (best >= InstructionSet::kAvx512Vnni) return kAvx512Vnni;
     if (best == InstructionSet::kAvx512) return kAvx512;
@@ -59,6 +58,7 @@ size_t bytes_of(const Tensor& tensor) {
 
 struct Product {
     const Kernels& kernels;
+    InstructionSet instructions;
     const Weights& w;
     const Activations& a;
     const float* x;
@@ -103,7 +103,7 @@ struct Product {
         kernels.multiply(w, a, {room.data() + count, 2 * count, m0, up + n0}, m0, m1, up + n0,
                          up + n1);
         for (size_t m = m0; m < m1; ++m)
-            swiglu(room.data() + (m - m0) * 2 * count, count, y + m * width() + n0);
+            swiglu(instructions, room.data() + (m - m0) * 2 * count, count, y + m * width() + n0);
     }
 };
 
@@ -112,7 +112,8 @@ class Kernel {
     static constexpr const char* kName = "BlockLinear";
 
     // What is missing counts as 0, which check() then refuses (but for zero).
-    Kernel(const void* table, const ort::KernelInfo* info) : api_(table) {
+    Kernel(const void* table, const ort::KernelInfo* info, InstructionSet instructions)
+        : api_(table), instructions_(instructions) {
         const auto attribute = [&](const char* name) {
             int64_t value = 0;
             read_attribute(api_, info, name, &value);
@@ -201,9 +202,9 @@ class Kernel {
                           size_t m) const {
         if (m == 0) return nullptr;
         thread_local Room room;
-        const Kernels& kernels = choose_kernels(bits_, k_, bfloat16_ == 1);
+        const Kernels& kernels = choose_kernels(instructions_, bits_, k_, bfloat16_ == 1);
         const Activations a = room.fit(m, kernels, w);
-        Product product{kernels, w, a, x, y, gated_ == 1, m};
+        Product product{kernels, instructions_, w, a, x, y, gated_ == 1, m};
         product.columns = kernels.columns_of_task(m, product.width());
         if (product.rounds() == 1)
             Product::round(&product, 0);
@@ -220,6 +221,7 @@ class Kernel {
     }
 
     ort::Api api_;
+    InstructionSet instructions_;
     size_t n_, k_, bits_, block_, zero_, bfloat16_, gated_;
     std::array<Tensor, kInputs> constants_;
     std::array<Constant, kInputs> kept_;
@@ -230,8 +232,8 @@ ort::ElementType input_type(const ort::Operator*, size_t index) {
     return index == kCodes || index == kZeroPoints ? ort::kUint8 : ort::kFloat;
 }
 
-ort::Operator describe() {
-    ort::Operator op = operator_of<Kernel>();
+Operator describe(InstructionSet instructions) {
+    Operator op = operator_of<Kernel>(instructions);
     op.input_type = input_type;
     op.input_count = [](const ort::Operator*) -> size_t { return kInputs; };
     op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
@@ -244,9 +246,16 @@ ort::Operator describe() {
 
 }  // namespace
 
-std::vector<const ort::Operator*> block_linear_operators() {
-    static const ort::Operator op = describe();
-    return {&op};
+Operators block_linear_operators(InstructionSet instructions) {
+    return {std::make_shared<const Operator>(describe(instructions))};
+}
+
+std::string block_linear_kernels(InstructionSet instructions) {
+    const auto chosen = [=](size_t bits, bool bfloat16) {
+        return std::string(choose_kernels(instructions, bits, kGroup * 2, bfloat16).name);
+    };
+    return "linear4=" + chosen(4, false) + " linear8=" + chosen(8, false) +
+           " linear8_bfloat16=" + chosen(8, true);
 }
 
 }  // namespace enginewright

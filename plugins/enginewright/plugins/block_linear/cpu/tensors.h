@@ -66,6 +66,7 @@ inline size_t few_columns(size_t m, size_t n) { return m == 1 ? (n + 7) / 8 : 32
 // The kernels of one instruction set. Every element of y is summed in one order, whatever M is and
 // however the work is split, so a row's result does not depend on the batch that it is in.
 struct Kernels {
+    const char* name;
     // What a row of rounded x takes; a multiple of 32.
     size_t (*bytes_of_row)(const Weights& w);
     // Rounds the rows of x from m on, `rows_at_once` or as many as there are; x is row m.

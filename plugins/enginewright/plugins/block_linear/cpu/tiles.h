@@ -229,8 +229,8 @@ void multiply(const Weights& w, const Activations& a, const Result& y, size_t m0
 }
 
 template <class Wide>
-constexpr Kernels kernels() {
-    return {bytes_of_row<Wide>, round_row<Wide>, multiply<Wide>};
+constexpr Kernels kernels(const char* name) {
+    return {name, bytes_of_row<Wide>, round_row<Wide>, multiply<Wide>};
 }
 
 }  // namespace

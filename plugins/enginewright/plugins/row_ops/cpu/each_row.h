@@ -3,14 +3,18 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "kernels.h"
 #include "operators.h"
 
 namespace enginewright::row_ops {
 
-// The operator of top_logits.cpp; it lives as long as the process.
-const ort::Operator* top_logits_operator();
+// The best that may be used.
+const Kernels& kernels(InstructionSet best);
+
+std::shared_ptr<const Operator> top_logits_operator(InstructionSet instructions);
 
 namespace {
 
@@ -48,8 +52,8 @@ ort::Status* open_output(const ort::Api& api, ort::KernelContext* context, size_
 }
 
 template <class Kernel, size_t kInputs, size_t kOutputs>
-ort::Operator describe() {
-    ort::Operator op = operator_of<Kernel>();
+Operator describe(InstructionSet instructions) {
+    Operator op = operator_of<Kernel>(instructions);
     op.input_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
     op.input_count = [](const ort::Operator*) { return kInputs; };
     op.input_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };

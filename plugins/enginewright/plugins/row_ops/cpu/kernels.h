@@ -8,6 +8,7 @@ namespace enginewright::row_ops {
 // The kernels of one instruction set. A row is computed in one order, whatever batch it is in: its
 // squares are summed in 16 lanes by their place, and the lanes in pairs.
 struct Kernels {
+    const char* name;
     // total = x + y, normed = total / sqrt(mean(total^2) + epsilon) * weight, k numbers each;
     // `total` may be `normed`, where the sum is not wanted.
     void (*add_rms_norm)(const float* x, const float* y, const float* weight, float epsilon,
@@ -27,8 +28,5 @@ extern const Kernels kPortable;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
-
-// Those of the best instruction set that may be used.
-const Kernels& kernels();
 
 }  // namespace enginewright::row_ops

@@ -1,7 +1,6 @@
 // AddRMSNorm and SwiGLU for ONNX Runtime.
 
 #include "each_row.h"
-#include "kernels.h"
 #include "swiglu.h"
 
 namespace enginewright::row_ops {
@@ -11,7 +10,8 @@ class AddRMSNorm {
   public:
     static constexpr const char* kName = "AddRMSNorm";
 
-    AddRMSNorm(const void* table, const ort::KernelInfo* info) : api_(table) {
+    AddRMSNorm(const void* table, const ort::KernelInfo* info, InstructionSet instructions)
+        : api_(table), instructions_(instructions) {
         read_attribute(api_, info, "epsilon", &epsilon_);
     }
 
@@ -36,8 +36,9 @@ class AddRMSNorm {
         if (!total) total = normed;
         return each_row(api_, context, x.count / k, k, [&](size_t row) {
             const size_t at = row * k;
-            kernels().add_rms_norm(x.as<float>() + at, y.as<float>() + at, weight.as<float>(),
-                                   epsilon_, k, normed + at, total + at);
+            kernels(instructions_)
+                .add_rms_norm(x.as<float>() + at, y.as<float>() + at, weight.as<float>(), epsilon_,
+                              k, normed + at, total + at);
         });
     }
 
@@ -45,6 +46,7 @@ class AddRMSNorm {
 
   private:
     ort::Api api_;
+    InstructionSet instructions_;
     float epsilon_ = -1;
 };
 
@@ -52,7 +54,8 @@ class SwiGLU {
   public:
     static constexpr const char* kName = "SwiGLU";
 
-    SwiGLU(const void* table, const ort::KernelInfo*) : api_(table) {}
+    SwiGLU(const void* table, const ort::KernelInfo*, InstructionSet instructions)
+        : api_(table), instructions_(instructions) {}
 
     ort::Status* check() const { return nullptr; }
 
@@ -67,22 +70,24 @@ class SwiGLU {
         float* out = nullptr;
         if (auto* status = open_output(api_, context, 0, in.shape, &out)) return status;
         const float* gate_up = in.as<float>();
-        return each_row(api_, context, rows, k,
-                        [&](size_t row) { swiglu(gate_up + row * 2 * k, k, out + row * k); });
+        return each_row(api_, context, rows, k, [&](size_t row) {
+            kernels(instructions_).swiglu(gate_up + row * 2 * k, k, out + row * k);
+        });
     }
 
     const ort::Api& api() const { return api_; }
 
   private:
     ort::Api api_;
+    InstructionSet instructions_;
 };
 
 }  // namespace
 
-const Kernels& kernels() {
+const Kernels& kernels(InstructionSet best) {
 #if defined(__x86_64__)
-    if (instruction_set() >= InstructionSet::kAvx512) return kAvx512;
-    if (instruction_set() >= InstructionSet::kAvx2) return kAvx2;
+    if (best >= InstructionSet::kAvx512) return kAvx512;
+    if (best >= InstructionSet::kAvx2) return kAvx2;
 #endif
     return kPortable;
 }
@@ -91,14 +96,19 @@ const Kernels& kernels() {
 
 namespace enginewright {
 
-void swiglu(const float* gate_up, size_t k, float* out) {
-    row_ops::kernels().swiglu(gate_up, k, out);
+void swiglu(InstructionSet instructions, const float* gate_up, size_t k, float* out) {
+    row_ops::kernels(instructions).swiglu(gate_up, k, out);
 }
 
-std::vector<const ort::Operator*> row_operators() {
-    static const ort::Operator norm = row_ops::describe<row_ops::AddRMSNorm, 3, 2>();
-    static const ort::Operator swiglu = row_ops::describe<row_ops::SwiGLU, 1, 1>();
-    return {&norm, &swiglu, row_ops::top_logits_operator()};
+Operators row_operators(InstructionSet instructions) {
+    const auto norm = row_ops::describe<row_ops::AddRMSNorm, 3, 2>(instructions);
+    const auto swiglu = row_ops::describe<row_ops::SwiGLU, 1, 1>(instructions);
+    return {std::make_shared<const Operator>(norm), std::make_shared<const Operator>(swiglu),
+            row_ops::top_logits_operator(instructions)};
+}
+
+std::string row_kernels(InstructionSet instructions) {
+    return std::string("rows=") + row_ops::kernels(instructions).name;
 }
 
 }  // namespace enginewright

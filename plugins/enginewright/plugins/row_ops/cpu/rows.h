@@ -113,7 +113,7 @@ double sum_of_exponentials(const float* x, size_t n, float highest) {
 
 template <class Isa>
 constexpr Kernels kernels() {
-    return {add_rms_norm<Isa>, swiglu<Isa>, peaks<Isa>, sum_of_exponentials<Isa>};
+    return {Isa::kName, add_rms_norm<Isa>, swiglu<Isa>, peaks<Isa>, sum_of_exponentials<Isa>};
 }
 
 }  // namespace

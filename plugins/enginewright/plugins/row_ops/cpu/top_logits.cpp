@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "each_row.h"
-#include "kernels.h"
 
 namespace enginewright::row_ops {
 namespace {
@@ -54,7 +53,8 @@ class TopLogits {
   public:
     static constexpr const char* kName = "TopLogits";
 
-    TopLogits(const void* table, const ort::KernelInfo* info) : api_(table) {
+    TopLogits(const void* table, const ort::KernelInfo* info, InstructionSet instructions)
+        : api_(table), kernels_(kernels(instructions)) {
         read_attribute(api_, info, "k", &k_);
     }
 
@@ -85,7 +85,7 @@ class TopLogits {
         return each_row(api_, context, rows, n, [&](size_t row) {
             const float* x = logits + row * n;
             float* peaks = room + row * 2 * groups;
-            kernels().peaks(x, n, peaks);
+            kernels_.peaks(x, n, peaks);
             Found highest[2 * kMost];
             const size_t found = find_highest(x, n, peaks, peaks + groups, k, highest);
             std::fill(highest + found, highest + k, Found{-INFINITY, 0});
@@ -93,7 +93,7 @@ class TopLogits {
                 top[row * k + i] = highest[i].logit;
                 ids[row * k + i] = highest[i].id;
             }
-            const double sum = kernels().sum_of_exponentials(x, n, highest[0].logit);
+            const double sum = kernels_.sum_of_exponentials(x, n, highest[0].logit);
             normalizers[row] = static_cast<float>(highest[0].logit + std::log(sum));
         });
     }
@@ -102,21 +102,19 @@ class TopLogits {
 
   private:
     ort::Api api_;
+    const Kernels& kernels_;
     int64_t k_ = 0;
 };
 
 }  // namespace
 
-const ort::Operator* top_logits_operator() {
-    static const ort::Operator op = [] {
-        ort::Operator made = describe<TopLogits, 1, 3>();
-        made.output_type = [](const ort::Operator*, size_t index) {
-            return index == 1 ? ort::kInt32 : ort::kFloat;
-        };
-        made.output_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
-        return made;
-    }();
-    return &op;
+std::shared_ptr<const Operator> top_logits_operator(InstructionSet instructions) {
+    Operator made = describe<TopLogits, 1, 3>(instructions);
+    made.output_type = [](const ort::Operator*, size_t index) {
+        return index == 1 ? ort::kInt32 : ort::kFloat;
+    };
+    made.output_characteristic = [](const ort::Operator*, size_t) { return ort::kRequired; };
+    return std::make_shared<const Operator>(made);
 }
 
 }  // namespace enginewright::row_ops
