@@ -65,6 +65,33 @@ def test_the_conformance_table_is_shown(tiny_artifact: Path, tmp_path: Path) -> 
     assert ["greedy", "ties", "2"] in shown
 
 
+def test_what_was_tuned_is_shown(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (engine,) = manifest["engines"]
+    engine |= {"cpu_kernels": "amx", "library": engine["model"], "platform": "here"}
+    manifest["conformance"] = {engine["plan"]: {"rows": [], "cpu_kernels": "amx"}}
+    tiles, vectors, plain = ({"decode": d, "prefill": 0.25} for d in (0.004, 0.005, 0.006))
+    manifest["tuning"] = {
+        "processor": "A Processor",
+        "threads": 2,
+        "seconds": {engine["plan"]: tiles, "other": plain},
+        "cpu_kernels": {engine["plan"]: {"amx": tiles, "avx512vnni": vectors}},
+    }
+    (folder / "manifest.json").write_text(seal(manifest), "utf-8")
+    lines = CliRunner().invoke(main, ["inspect", str(folder)]).stdout.splitlines()
+
+    assert "kernels      amx, the fastest on A Processor" in lines
+    assert f"plan {engine['plan']}, kernels amx" in lines
+    at = lines.index("tuned on A Processor with 2 threads (ms)")
+    assert [line.split() for line in lines[at + 1 : at + 6] if "--" not in line] == [
+        ["plan", "kernels", "decode", "prefill"],
+        ["other", "6.0", "250.0"],
+        [engine["plan"], "amx", "4.0", "250.0"],
+        [engine["plan"], "avx512vnni", "5.0", "250.0"],
+    ]
+
+
 def test_a_truncated_file_is_named(tiny_artifact: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_artifact, tmp_path / "copy")
     (folder / "tokenizer.json").write_bytes(b"{}")

@@ -16,7 +16,7 @@ import pytest
 from enginewright.runtime.artifact import artifact as artifact_module
 from enginewright.runtime.artifact.artifact import Artifact, sha256_file
 from enginewright.runtime.artifact.integrity import FileState, VerifiedFiles, cache_folder
-from enginewright.runtime.artifact.manifest import NvidiaEntry, PluginEntry, seal
+from enginewright.runtime.artifact.manifest import NvidiaEntry, PluginEntry, TuningEntry, seal
 from enginewright.runtime.doctor.artifact_checks import artifact_findings
 from enginewright.runtime.errors import (
     ArtifactError,
@@ -235,9 +235,55 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 def test_another_schema_says_found_supported_and_what_to_do(folder: Path) -> None:
     edit_manifest(folder, lambda data: data.update(schema_version=99))
-    wanted = "version 99 found, this runtime reads 1 to 3; rebuild"
+    wanted = "version 99 found, this runtime reads 1 to 4; rebuild"
     with pytest.raises(SchemaVersionError, match=wanted):
         Artifact.open(folder)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_what_an_older_version_wrote_opens(folder: Path, version: int) -> None:
+    """A manifest of version 3 lacks the field that 4 added; those before, some more."""
+    added = {1: ("cpu_kernels", "reproducible", "nvidia"), 2: ("cpu_kernels", "reproducible")}
+
+    def age(data: dict[str, Any]) -> None:
+        data["schema_version"] = version
+        data["tuning"] = {"processor": "a processor", "threads": 2, "seconds": {"plain": {}}}
+        for name in added.get(version, ("cpu_kernels",)):
+            del data["engines"][0][name]
+
+    edit_manifest(folder, age)
+    manifest = Artifact.open(folder).manifest
+    assert manifest.engines[0].cpu_kernels is None
+    assert manifest.tuning == TuningEntry("a processor", 2, {"plain": {}}, {})
+
+
+@pytest.mark.parametrize(
+    ("kernels", "library", "timed", "reason"),
+    [
+        ("avx1", True, ["avx1"], "cpu_kernels 'avx1'; legal: portable, avx2, "),
+        ("avx2", False, ["avx2"], "cpu_kernels 'avx2' and no library"),
+        ("avx2", True, ["amx"], "cpu_kernels 'avx2', of which no times are there"),
+        ("avx2", True, None, "cpu_kernels 'avx2', of which no times are there"),
+        ("avx2", True, ["avx2", "amx"], None),
+    ],
+)
+def test_kernels_that_no_build_chose_are_refused(
+    folder: Path, kernels: str, library: bool, timed: list[str] | None, reason: str | None
+) -> None:
+    def choose(data: dict[str, Any]) -> None:
+        (entry,) = data["engines"]
+        entry["cpu_kernels"] = kernels
+        entry["library"] = entry["model"] if library else None
+        if timed is not None:
+            times = {entry["plan"]: {name: {"decode": 1.0} for name in timed}}
+            data["tuning"] = dataclasses.asdict(TuningEntry("a processor", 2, {}, times))
+
+    edit_manifest(folder, choose)
+    if reason is None:
+        assert Artifact.open(folder).manifest.engines[0].cpu_kernels == kernels
+    else:
+        with pytest.raises(ArtifactError, match=reason):
+            Artifact.open(folder)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "engine/../../x", "", "a\\b"])

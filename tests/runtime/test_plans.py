@@ -23,15 +23,19 @@ from enginewright.runtime.artifact.manifest import TuningEntry
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.errors import IntegrityError, NativeCodeError, TargetError
 from enginewright.runtime.plans import open_plan
+from enginewright.runtime.processor import CPU_KERNELS, processor_name
 
 LIBRARY = "engine/operators.so"
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
-_SOURCE = 'extern "C" void* RegisterCustomOps(void*, const void*) { return nullptr; }\n'
+_SOURCE = """
+extern "C" void* RegisterCustomOps(void*, const void*) { return nullptr; }
+extern "C" const char* EnginewrightCpuKernels(const char*) { return "avx2 rows=avx2"; }
+"""
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A library that ONNX Runtime loads."""
+    """A library that ONNX Runtime loads, which says that its processor has AVX2."""
     compiler = next(
         (path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), ""
     )
@@ -73,6 +77,16 @@ def chosen(folder: Path, **options: Any) -> str:
     return entry.plan
 
 
+def tuned(folder: Path, manifest_writer: Any, processor: str) -> Path:
+    """The artifact, with its native plan tuned for AMX on that processor."""
+    native, plain = Artifact.open(folder).manifest.engines
+    held = replace(native, cpu_kernels="amx")
+    times = {"native": {"amx": {"decode": 1.0}}}
+    tuning = TuningEntry(processor, 2, {}, times)
+    manifest_writer(folder, held, engines=(held, plain), tuning=tuning)
+    return folder
+
+
 def compiled_here(folder: Path) -> None:
     remember(Artifact.open(folder).manifest.files[LIBRARY].sha256)
 
@@ -83,6 +97,38 @@ def test_a_library_that_was_compiled_here_runs(make, library, caplog):
     with caplog.at_level(logging.WARNING):
         assert chosen(folder) == "native"
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("here", "asked", "said"),
+    [
+        (
+            True,
+            "",
+            "plan native: its kernels (amx) were chosen on a processor of this name, but this "
+            "one lacks them; avx2 run instead",
+        ),
+        (True, "avx2", ""),
+        (
+            False,
+            "",
+            "plan native: its kernels (amx) were chosen on another processor, Another One; "
+            "the best that this one has run instead",
+        ),
+    ],
+)
+def test_kernels_that_are_not_those_chosen_are_said(
+    make, library, manifest_writer, monkeypatch, caplog, here, asked, said
+):
+    monkeypatch.setenv(CPU_KERNELS, asked)
+    name = processor_name() if here else "Another One"
+    folder = tuned(make(library), manifest_writer, name)
+    compiled_here(folder)
+    with caplog.at_level(logging.INFO):
+        engine, _ = open_plan(Artifact.open(folder))
+    assert engine.describe().cpu_kernels == "avx2"
+    engine.close()
+    assert caplog.messages == ([said] if said else [])
 
 
 @pytest.mark.parametrize("other", [False, True])

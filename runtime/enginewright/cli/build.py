@@ -47,8 +47,8 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     "--tune",
     "tuned",
     is_flag=True,
-    help="Target cpu: time the plans on this machine and prefer the fastest; the manifest keeps "
-    "the times.",
+    help="Target cpu: time plans and kernels on this machine and prefer the fastest; the manifest "
+    "keeps the times.",
 )
 @click.option(
     "--locked",

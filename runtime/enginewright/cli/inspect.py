@@ -57,7 +57,7 @@ def _page(manifest: Manifest, digest: str) -> Iterator[str]:
     yield f"end tokens   {', '.join(map(str, manifest.eos_token_ids)) or 'none'}"
     for engine in manifest.engines:
         yield ""
-        yield from _engine(engine)
+        yield from _engine(engine, manifest.tuning)
     if manifest.tuning is not None:
         yield ""
         yield from _tuning(manifest.tuning)
@@ -70,7 +70,7 @@ def _page(manifest: Manifest, digest: str) -> Iterator[str]:
     yield f"\nbuilt with {', '.join(f'{name} {v}' for name, v in manifest.tools.items())}"
 
 
-def _engine(engine: EngineEntry) -> Iterator[str]:
+def _engine(engine: EngineEntry, tuning: TuningEntry | None) -> Iterator[str]:
     kv, steps, cost = engine.kv, engine.steps, kv_bytes_per_token(engine.kv)
     yield f"engine       {engine.target} {engine.precision}, plan {engine.plan}"
     yield f"limits       {engine.limits.max_context} tokens a row, {engine.limits.max_batch} rows"
@@ -83,6 +83,8 @@ def _engine(engine: EngineEntry) -> Iterator[str]:
     yield f"invariant    {'yes' if engine.batch_invariant else 'no'} (same logits in any batch)"
     if engine.library is not None:
         yield f"native code  {engine.library}, for {engine.platform}"
+    if engine.cpu_kernels is not None and tuning is not None:
+        yield f"kernels      {engine.cpu_kernels}, the fastest on {tuning.processor}"
     if engine.nvidia is not None:
         yield from _nvidia(engine, engine.nvidia)
     yield f"fingerprint  {engine.fingerprint}"
@@ -129,11 +131,16 @@ def _plugin(engine: EngineEntry, plugin: PluginEntry) -> str:
 def _tuning(tuning: TuningEntry) -> Iterator[str]:
     yield f"tuned on {tuning.processor} with {tuning.threads} threads (ms)"
     works = list(next(iter(tuning.seconds.values())))
-    rows = [
-        (plan, *(f"{seconds[work] * 1e3:.3g}" for work in works))
-        for plan, seconds in tuning.seconds.items()
+    timed = [
+        (plan, kernels, seconds)
+        for plan, alone in tuning.seconds.items()
+        for kernels, seconds in (tuning.cpu_kernels.get(plan) or {"": alone}).items()
     ]
-    yield table(("plan", *works), rows)
+    rows = [
+        (plan, kernels, *(f"{seconds[work] * 1e3:.1f}" for work in works))
+        for plan, kernels, seconds in timed
+    ]
+    yield table(("plan", "kernels", *works), rows)
 
 
 def _sampling(manifest: Manifest) -> Iterator[str]:
@@ -152,7 +159,9 @@ def _conformance(manifest: Manifest) -> Iterator[str]:
     if not manifest.conformance:
         yield "  not measured"
     for plan, report in manifest.conformance.items():
-        yield f"plan {plan}{_where_measured(report)}"
+        kernels = report.get("cpu_kernels")
+        with_ = "" if kernels is None else f", kernels {kernels}"
+        yield f"plan {plan}{with_}{_where_measured(report)}"
         rows = [conformance_row(**row) for row in report["rows"]]
         yield table(("measure", "value", "bound", "result"), rows)
 

@@ -73,6 +73,8 @@ class EngineInfo:
     ``step_invariant``: and whether its tokens are computed one at a time or together.
     ``kv_bytes_per_token``: bytes of cache that one token of one row takes. ``kv_block_size``:
     tokens of a block; with ``slots`` what each has, or 0 where the pool may change that.
+    ``cpu_kernels``: the instruction set whose kernels our operators on the CPU have; None: the
+    engine has no such operators, or its library does not tell.
     """
 
     vocab_size: int
@@ -85,6 +87,7 @@ class EngineInfo:
     chunk_invariant: bool = False
     step_invariant: bool = False
     kv_block_size: int = 0
+    cpu_kernels: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 Engines stand in the manifest's order, which the build may have measured. On another processor than
 that, and one for which our operators have no kernels of their own, a plan without them goes first:
 in plain C++ they take much longer over prompts than ONNX Runtime's, and less over single tokens.
+The kernels that a plan is held to were measured for that processor alone.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from enginewright.runtime.artifact.artifact import Artifact
@@ -22,7 +25,7 @@ from enginewright.runtime.errors import (
     NativeCodeError,
     TargetError,
 )
-from enginewright.runtime.processor import processor_name, why_plain_kernels
+from enginewright.runtime.processor import CPU_KERNELS, processor_name, why_plain_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def open_plan(
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
             try:
-                engine = open_engine(artifact, entry, threads)
+                engine = _open(artifact, entry, threads)
             except NativeCodeError as error:
                 reason = str(error)
             except (DeviceError, MissingDependencyError) as error:
@@ -83,7 +86,7 @@ def preferred(
 
     ``vectors``: our operators have kernels of their own for it.
     """
-    if vectors or (tuning is not None and tuning.processor == processor):
+    if vectors or _measured_on(tuning, processor):
         return list(entries)
     return sorted(entries, key=lambda entry: entry.library is not None)
 
@@ -95,3 +98,30 @@ def _behind(artifact: Artifact, entry: EngineEntry, allow_native_code: bool | No
         f"slower; plan={entry.plan!r} runs it all the same"
     )
     return f"plan {entry.plan}: {reason}"
+
+
+def _open(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
+    """The engine, held to the kernels that the build found the fastest if it measured here."""
+    tuning, wanted = artifact.manifest.tuning, entry.cpu_kernels
+    if tuning is None or wanted is None:
+        return open_engine(artifact, entry, threads)
+    if not _measured_on(tuning, processor_name()):
+        logger.info(
+            "plan %s: its kernels (%s) were chosen on another processor, %s; the best that this "
+            "one has run instead",
+            *(entry.plan, wanted, tuning.processor),
+        )
+        return open_engine(artifact, replace(entry, cpu_kernels=None), threads)
+    engine = open_engine(artifact, entry, threads)
+    found = engine.describe().cpu_kernels
+    if found != wanted and not os.environ.get(CPU_KERNELS):
+        logger.warning(
+            "plan %s: its kernels (%s) were chosen on a processor of this name, but this one lacks "
+            "them; %s run instead",
+            *(entry.plan, wanted, found),
+        )
+    return engine
+
+
+def _measured_on(tuning: TuningEntry | None, processor: str) -> bool:
+    return tuning is not None and tuning.processor == processor

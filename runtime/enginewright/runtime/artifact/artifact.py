@@ -20,6 +20,7 @@ from enginewright.runtime.artifact.manifest import (
     Manifest,
     contradiction,
     parse_manifest,
+    wrong_kernels,
 )
 from enginewright.runtime.errors import (
     ArtifactError,
@@ -147,7 +148,7 @@ class Artifact:
                 *([entry.library] if entry.library else []),
             ):
                 self.file(relative)
-            reason = contradiction(entry)
+            reason = contradiction(entry) or wrong_kernels(entry, self.manifest.tuning)
             if reason is not None:
                 raise ArtifactError(
                     f"{self.path}: the manifest's plan {entry.plan} {reason}; do not use this "

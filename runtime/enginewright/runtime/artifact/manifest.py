@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from enginewright.runtime.errors import ArtifactError, IntegrityError, SchemaVersionError
+from enginewright.runtime.processor import INSTRUCTION_SETS, InstructionSet
 
-SCHEMA_VERSION = 3
-READ_VERSIONS = (1, 2, 3)
-"""2 added ``nvidia`` to engines and ``block_size`` to their caches; 3 ``reproducible``."""
+SCHEMA_VERSION = 4
+READ_VERSIONS = (1, 2, 3, 4)
+"""2 added ``nvidia`` to engines and ``block_size`` to their caches; 3 ``reproducible``; 4
+``cpu_kernels``."""
 MANIFEST_NAME = "manifest.json"
 LIBRARIES = {"tensorrt_rtx": "tensorrt_rtx", "tensorrt": "tensorrt", "cuda": "onnxruntime"}
 """By target for NVIDIA GPUs, the library that runs its engines."""
@@ -138,7 +140,9 @@ class EngineEntry:
     the one of them that holds operators of our own. ``platform``: the only one that code for the
     processor, there or in the engine file, is for. ``nvidia`` is there for the targets that run on
     such GPUs. ``reproducible``: the same inputs give the same bytes; where not, the fingerprint
-    digests the inputs instead of the files.
+    digests the inputs instead of the files. ``cpu_kernels``: the instruction set to which the
+    operators in ``library`` are held on the processor that the build was tuned on; on any other,
+    and if None, they take the best that is there.
     """
 
     target: str
@@ -157,6 +161,7 @@ class EngineEntry:
     platform: str | None = None
     nvidia: NvidiaEntry | None = None
     reproducible: bool = True
+    cpu_kernels: InstructionSet | None = None
 
     @property
     def top_logits(self) -> int:
@@ -175,11 +180,16 @@ class SamplingDefault:
 
 @dataclass(frozen=True)
 class TuningEntry:
-    """What the build measured to put the engines into order: ``seconds`` of each plan and work."""
+    """What the build measured to put the engines into order: ``seconds`` of each plan and work.
+
+    ``cpu_kernels``: of a plan that was timed with the kernels of several instruction sets, the
+    seconds of each of these and work; ``seconds`` has those of the plan's ``cpu_kernels``.
+    """
 
     processor: str
     threads: int
     seconds: Mapping[str, Mapping[str, float]]
+    cpu_kernels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,6 +284,19 @@ def contradiction(entry: EngineEntry) -> str | None:
     for plugin in nvidia.plugins:
         if plugin.kernels not in entry.files:
             return f"names kernels {plugin.kernels!r}, which are none of its files"
+    return None
+
+
+def wrong_kernels(entry: EngineEntry, tuning: TuningEntry | None) -> str | None:
+    """What the entry says of its kernels and no builder writes; None: nothing."""
+    if entry.cpu_kernels is None:
+        return None
+    if entry.cpu_kernels not in INSTRUCTION_SETS:
+        return f"has cpu_kernels {entry.cpu_kernels!r}; legal: {', '.join(INSTRUCTION_SETS)}"
+    if entry.library is None:
+        return f"has cpu_kernels {entry.cpu_kernels!r} and no library that they are in"
+    if tuning is None or entry.cpu_kernels not in tuning.cpu_kernels.get(entry.plan, {}):
+        return f"has cpu_kernels {entry.cpu_kernels!r}, of which no times are there"
     return None
 
 

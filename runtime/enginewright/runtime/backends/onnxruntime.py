@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
+from enginewright.runtime.backends.cpu_kernels import hold_to, kernels_of
 from enginewright.runtime.backends.onnxruntime_pools import PagedPool, Place, SlotPool
 from enginewright.runtime.backends.onnxruntime_session import (
     LOAD_ERRORS,
@@ -78,8 +79,8 @@ class OnnxRuntimeEngine(Engine):
         library: Path | None = None,
         manifest: Manifest | None = None,
     ) -> None:
-        self._session = _open_session(model, threads, library)
-        self._info = _describe(entry, manifest)
+        self._session = _open_session(model, threads, library, entry.cpu_kernels)
+        self._info = _describe(entry, manifest, library)
         paged = entry.kv.layout == "paged"
         self._inputs = (*SMALL_INPUTS, "block_table") if paged else SMALL_INPUTS
         self._top = entry.top_logits
@@ -205,11 +206,14 @@ def _even_width(batch: StepBatch) -> StepBatch:
     )
 
 
-def _open_session(model: Path, threads: int | None, library: Path | None) -> Any:
+def _open_session(
+    model: Path, threads: int | None, library: Path | None, held_to: str | None
+) -> Any:
     options = session_options(threads)
     options.enable_mem_pattern = False  # one is kept for each shape: steps have any
     if library is not None:
         check_variables()
+        hold_to(options, held_to)
         _register(options, library)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -228,7 +232,7 @@ def _register(options: Any, library: Path) -> None:
         raise NativeCodeError(f"{library} cannot be loaded ({error})") from error
 
 
-def _describe(entry: EngineEntry, manifest: Manifest | None) -> EngineInfo:
+def _describe(entry: EngineEntry, manifest: Manifest | None, library: Path | None) -> EngineInfo:
     kv, steps = entry.kv, entry.steps
     known = {"slots": ("float32",), "paged": ("float32", "float16", "int8")}
     if kv.dtype not in known.get(kv.layout, ()):
@@ -240,6 +244,7 @@ def _describe(entry: EngineEntry, manifest: Manifest | None) -> EngineInfo:
         )
     per_token = kv_bytes_per_token(kv)
     assert per_token is not None
+    kernels = None if library is None else kernels_of(library, entry.cpu_kernels)
     return EngineInfo(
         vocab_size=entry.vocab_size,
         max_context=entry.limits.max_context,
@@ -251,4 +256,5 @@ def _describe(entry: EngineEntry, manifest: Manifest | None) -> EngineInfo:
         batch_invariant=entry.batch_invariant,
         chunk_invariant=manifest is not None and manifest.chunk_invariant(entry.plan),
         step_invariant=manifest is not None and manifest.step_invariant(entry.plan),
+        cpu_kernels=None if kernels is None else kernels.instructions,
     )
