@@ -30,6 +30,15 @@ def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: Any) -> P
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), {})
 
 
+ENGINE = {
+    "target": "cpu",
+    "plan": "native",
+    "precision": "int8",
+    "fingerprint": "sha256:0",
+    "reproducible": True,
+}
+
+
 def recipe_for(checkpoint: Path, **changes: Any) -> Recipe:
     fields = {
         "name": "tiny",
@@ -134,13 +143,18 @@ def test_a_tuned_choice_is_taken_from_the_lock(checkpoint: Path, artifact: Path,
     if len(data["engines"]) < 2:
         pytest.skip("no C++ compiler on this machine: there is one plan")
     data["engines"].reverse()
-    data["tuning"] = {"processor": "a processor", "threads": 3, "seconds": {}}
+    assert data["engines"][1]["plan"] == "native"
+    data["engines"][1]["cpu_kernels"] = "portable"
+    times = {"native": {"portable": {"decode": 1.0}}}
+    data["tuning"] = {"processor": "a one", "threads": 3, "seconds": {}, "cpu_kernels": times}
     lock = tmp_path / "lock.json"
     lock.write_text(json.dumps(data))
     built = build(recipe_for(checkpoint), tmp_path / "out", progress=quietly, locked=lock)
     manifest = Artifact.open(built).manifest
     assert [entry.plan for entry in manifest.engines] == ["plain", "native"]
-    assert manifest.tuning == TuningEntry("a processor", 3, {})
+    assert manifest.tuning == TuningEntry("a one", 3, {}, times)
+    assert manifest.engines[1].cpu_kernels == "portable"
+    assert manifest.conformance["native"]["cpu_kernels"] == "portable"
     assert json.loads((built / "lock.json").read_text()) == data
 
 
@@ -161,6 +175,10 @@ def test_what_is_no_lock_is_refused(tmp_path: Path, content: str):
         ({"engines": None}, "engines: None is not legal: it must be a list"),
         ({"engines": [{}]}, "engines.0.plan: missing"),
         ({"tuning": {"x": 1}}, "tuning.processor: missing"),
+        (
+            {"engines": [ENGINE | {"cpu_kernels": "avx1"}]},
+            "engines.0.cpu_kernels: 'avx1' is not legal: ",
+        ),
         ({"recipe": 5}, "recipe: 5 is not legal: it must be a mapping"),
         ({"tools": [1]}, "tools: [1] is not legal: it must be a mapping"),
         ({"machines": "x"}, "machines: unknown key; did you mean machine?"),

@@ -1,8 +1,9 @@
 """The conformance stage: each plan is held to the recipe's thresholds, or nothing is published.
 
-A plan that runs here is loaded back through the runtime. Of a target whose device need not be
-here, the graph that was compiled is interpreted instead, over a part of the reference; its entry
-in the manifest says so: {"graph": "passed", "device": "not run", "measures": ..., "rows": ...}.
+A plan that runs here is loaded back through the runtime, with the kernels that its entry is held
+to; where our operators ran, the manifest says with which: {"cpu_kernels": "avx2", ...}. Of a target
+whose device need not be here, the graph that was compiled is interpreted instead, over a part of
+the reference, and the manifest says so: {"graph": "passed", "device": "not run", "rows": ..., ...}.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import onnx_ir as ir
 
 from enginewright.builder.interpreter.engine import InterpretedEngine
 from enginewright.builder.recipe import Recipe
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.backends import open_engine
 from enginewright.runtime.conformance import Reference, Report, judge, measure, measure_distance
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.llm import LLM
@@ -39,15 +42,20 @@ def check_conformance(
     in place of the engine.
     """
     if interpreted is None:
-        return {e.plan: _of_engine(recipe, reference, folder, e).as_dict() for e in engines}
+        return {e.plan: _of_engine(recipe, reference, folder, e) for e in engines}
     return {e.plan: _of_graph(recipe, reference, folder, e, interpreted) for e in engines}
 
 
-def _of_engine(recipe: Recipe, reference: Reference, folder: Path, entry: EngineEntry) -> Report:
-    with LLM(folder, verify="never", plan=entry.plan, allow_native_code=True) as llm:
+def _of_engine(
+    recipe: Recipe, reference: Reference, folder: Path, entry: EngineEntry
+) -> dict[str, Any]:
+    engine = open_engine(Artifact.open(folder, verify="never"), entry)
+    with LLM.over(folder, engine) as llm:
+        ran = llm.engine_info.cpu_kernels
         declared = llm.engine_info.batch_invariant
         report = judge(measure(llm, reference), _thresholds(recipe), batch_invariant=declared)
-    return _passed(recipe, entry, report)
+    found = _passed(recipe, entry, report).as_dict()
+    return found if ran is None else {"cpu_kernels": ran, **found}
 
 
 def _of_graph(

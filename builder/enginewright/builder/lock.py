@@ -7,14 +7,16 @@
 | tools          | versions of Python, the distributions and the compiler; digests of the     |
 |                | builder's and the plugins' own code                                        |
 | machine        | platform and vector instructions, on which the last digits of floats hang  |
-| engines        | in the order of preference: plan, fingerprint, whether bytes repeat        |
-| tuning         | the times behind that order, where --tune measured it                      |
+| engines        | in the order of preference: plan, fingerprint, whether bytes repeat, and   |
+|                | the kernels that --tune chose                                              |
+| tuning         | the times behind order and kernels, where --tune measured them             |
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from enginewright.builder.stage_inputs import flat
 from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
 from enginewright.runtime.artifact.native_code import this_platform
 from enginewright.runtime.errors import BuildError
-from enginewright.runtime.processor import has_tile_kernels
+from enginewright.runtime.processor import InstructionSet, has_tile_kernels
 
 LOCK_NAME = "lock.json"
 _SHOWN = 48
@@ -43,6 +45,7 @@ class EngineRow(BaseModel):
     precision: str
     fingerprint: str
     reproducible: bool
+    cpu_kernels: InstructionSet | None = None
 
 
 class Lock(BaseModel):
@@ -74,9 +77,12 @@ class Lock(BaseModel):
         self._compare(now, ("tools", "engines"), where)
 
     def ordered(self, engines: Sequence[EngineEntry]) -> tuple[EngineEntry, ...]:
-        """The engines in the order that was locked; those that it does not know come last."""
+        """The engines in the order, and with the kernels, that were locked; those that it does not
+        know come last."""
         known = {entry.plan: at for at, entry in enumerate(self.engines)}
-        return tuple(sorted(engines, key=lambda entry: known.get(entry.plan, len(known))))
+        kernels = {entry.plan: entry.cpu_kernels for entry in self.engines}
+        found = sorted(engines, key=lambda entry: known.get(entry.plan, len(known)))
+        return tuple(replace(entry, cpu_kernels=kernels.get(entry.plan)) for entry in found)
 
     def _compare(self, now: Lock, names: Sequence[str], where: str) -> None:
         changed = [line for name in names for line in _changes(self, now, name)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,9 +24,10 @@ from enginewright.builder.run import Progress, Run
 from enginewright.builder.stages import Stages
 from enginewright.builder.subject import Subject, open_subject
 from enginewright.builder.targets import Target
-from enginewright.builder.tuning import tune
+from enginewright.builder.tuning import candidates, tune
 from enginewright.builder.variants import join_variants
 from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
+from enginewright.runtime.artifact.manifest import EngineEntry
 from enginewright.runtime.artifact.publishing import publish
 from enginewright.runtime.conformance import Reference
 from enginewright.runtime.errors import ConformanceError, RecipeError
@@ -102,24 +104,43 @@ def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
     with run.stage("compile"):
         request = stages.request(exported.caches, reference, folder, run.progress)
         engines = stages.engines(model, request)
-    made = Made(subject, engines if lock is None else lock.ordered(engines))
+    made = Made(subject, engines)
+    if lock is not None:
+        made = Made(subject, lock.ordered(engines), tuning=lock.tuning)
     with run.stage("conformance"):
         made.write(folder)
         interpreted = model if target.interpreted else None
         with _compared(target, model, reference, how.debug):
             found = stages.conformance(reference, folder, made.engines, interpreted)
-        made = replace(made, conformance=found, tuning=None if lock is None else lock.tuning)
+        made = replace(made, conformance=found)
     if how.tuned and lock is None:
         with run.stage("tuning"):
-            made.write(folder)
-            engines, tuning = tune(folder, made.engines)
-            made = replace(made, engines=engines, tuning=tuning)
+            made = _tuned(made, stages, reference, folder, run.progress)
     if lock is not None:
         lock.check_after(made.lock(), str(how.locked))
     made.write(folder)
     remember_build(estimate.subject_size, run)
     write_json(folder / EVIDENCE / "build.json", run.happened())
     return made
+
+
+def _tuned(
+    made: Made, stages: Stages, reference: Reference, folder: Path, progress: Progress
+) -> Made:
+    """With the plans in order, and each with the kernels, that are the fastest here."""
+
+    def check(entry: EngineEntry) -> Mapping[str, Any]:
+        return stages.conformance(reference, folder, (entry,), None)[entry.plan]
+
+    timed = tuple(candidates(made.engines, made.conformance, check, progress))
+    made.write(folder)
+    found = tune(folder, timed, progress)
+    return replace(
+        made,
+        engines=tuple(each.entry for each in found.candidates),
+        conformance={each.entry.plan: each.conformance for each in found.candidates},
+        tuning=found.entry,
+    )
 
 
 def _make_set(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:

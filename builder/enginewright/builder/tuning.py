@@ -1,7 +1,7 @@
-"""Times the plans that passed conformance on this machine: the fastest is to be preferred.
+"""Times what passed conformance on this machine, plans and kernels: the fastest is to be preferred.
 
-Every plan is run through the public API, in turns, so that what else the machine does falls on all
-alike. The work is what users wait for:
+Each is run through the public API, in turns, so that what else the machine does falls on all alike.
+The work is what users wait for:
 
 | work    | what is timed                                                            |
 |---------|--------------------------------------------------------------------------|
@@ -13,20 +13,32 @@ alike. The work is what users wait for:
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from enginewright.runtime import LLM, SamplingParams
+from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
+from enginewright.runtime.backends import open_engine
 from enginewright.runtime.cores import available_cores
-from enginewright.runtime.processor import processor_name
+from enginewright.runtime.errors import ConformanceError
+from enginewright.runtime.processor import CPU_KERNELS, InstructionSet, processor_name
 
 Works = Mapping[str, float]
+Conformance = Mapping[str, Any]
+Progress = Callable[[str], None]
 
+_OTHERS: Mapping[str, tuple[InstructionSet, ...]] = {"amx": ("avx512vnni",)}
+"""Kernels that may be faster than the best that a processor has: vectors where it is tiles, which
+gain with many rows and lose with one. Any others lose to those that come after them."""
 _ROUNDS = 5
 _TOKENS = 32
 _SHORT_PROMPT = 32
@@ -34,36 +46,98 @@ _LONG_PROMPT = 512
 _REQUESTS = 8
 
 
-def tune(
-    folder: Path, engines: Sequence[EngineEntry]
-) -> tuple[tuple[EngineEntry, ...], TuningEntry]:
-    """The engines of the artifact in ``folder``, the fastest first, and what was measured.
+@dataclass(frozen=True)
+class Candidate:
+    """An engine with the kernels that it is held to, and what conformance found of the two."""
+
+    entry: EngineEntry
+    conformance: Conformance
+
+    @property
+    def kernels(self) -> str:
+        """Those held to; "" where there is nothing to choose."""
+        return self.entry.cpu_kernels or ""
+
+    def __str__(self) -> str:
+        return f"plan {self.entry.plan}" + (f", kernels {self.kernels}" if self.kernels else "")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fastest candidate of each plan, the fastest plan first, and what was measured of all."""
+
+    candidates: tuple[Candidate, ...]
+    entry: TuningEntry
+
+
+def candidates(
+    engines: Sequence[EngineEntry],
+    conformance: Mapping[str, Conformance],
+    check: Callable[[EngineEntry], Conformance],
+    progress: Progress,
+) -> Iterator[Candidate]:
+    """The engines, and each again with other kernels that may be faster on this processor.
+
+    ``conformance``: of each plan with the best kernels. ``check`` is asked for that with others,
+    which are left out if it raises ConformanceError. Where ENGINEWRIGHT_CPU_KERNELS has chosen
+    there are none.
+    """
+    for entry in engines:
+        found = conformance[entry.plan]
+        best = found.get("cpu_kernels")
+        others = _others(entry, best)
+        if not others:
+            yield Candidate(entry, found)
+            continue
+        yield Candidate(replace(entry, cpu_kernels=best), found)
+        for other in others:
+            held = replace(entry, cpu_kernels=other)
+            try:
+                yield Candidate(held, check(held))
+            except ConformanceError as error:
+                progress(f"kernels {other} are left out: {error}")
+
+
+def tune(folder: Path, candidates: Sequence[Candidate], progress: Progress) -> Tuned:
+    """Time the candidates, whose artifact is in ``folder``.
 
     Fastest: by the geometric mean over the work, with as many threads as LLM takes by itself.
     """
-    opened = {
-        entry.plan: LLM(
-            folder,
-            verify="never",
-            plan=entry.plan,
-            allow_native_code=True,
-            enable_prefix_caching=False,
-        )
-        for entry in engines
-    }
-    try:
-        rounds: dict[str, list[Works]] = {plan: [] for plan in opened}
-        for llm in opened.values():
-            _run(llm)  # what is done once is not what a plan is chosen for
+    rounds: list[list[Works]] = [[] for _ in candidates]
+    with ExitStack() as open_:
+        opened = [open_.enter_context(_open(folder, each)) for each in candidates]
+        for llm in opened:
+            _run(llm)  # what is done once is not what is chosen by
         for _ in range(_ROUNDS):
-            for plan, llm in opened.items():
-                rounds[plan].append(_run(llm))
-    finally:
-        for llm in opened.values():
-            llm.close()
-    seconds = {plan: _medians(found) for plan, found in rounds.items()}
-    order = sorted(engines, key=lambda entry: _mean(seconds[entry.plan]))
-    return tuple(order), TuningEntry(processor_name(), available_cores(), seconds)
+            for llm, found in zip(opened, rounds, strict=True):
+                found.append(_run(llm))
+    timed = list(zip(candidates, map(_medians, rounds), strict=True))
+    for each, works in timed:
+        progress(f"{each}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in works.items())}")
+    return _choose(timed)
+
+
+def _choose(timed: Sequence[tuple[Candidate, Works]]) -> Tuned:
+    fastest: dict[str, tuple[Candidate, Works]] = {}
+    kernels: dict[str, dict[str, Works]] = {}
+    for each, works in sorted(timed, key=lambda pair: _mean(pair[1])):
+        fastest.setdefault(each.entry.plan, (each, works))
+        if each.kernels:
+            kernels.setdefault(each.entry.plan, {})[each.kernels] = works
+    seconds = {plan: works for plan, (_, works) in fastest.items()}
+    entry = TuningEntry(processor_name(), available_cores(), seconds, kernels)
+    return Tuned(tuple(each for each, _ in fastest.values()), entry)
+
+
+def _others(entry: EngineEntry, best: str | None) -> tuple[InstructionSet, ...]:
+    # Without 4-bit weights an engine has the same kernels with tiles and without.
+    if best is None or entry.precision != "int4" or os.environ.get(CPU_KERNELS):
+        return ()
+    return _OTHERS.get(best, ())
+
+
+def _open(folder: Path, candidate: Candidate) -> LLM:
+    return LLM.over(folder, open_engine(Artifact.open(folder, "never"), candidate.entry))
 
 
 def _run(llm: LLM) -> Works:
@@ -83,6 +157,7 @@ def _seconds(llm: LLM, requests: int, prompt: int, tokens: int) -> float:
     # Ids that any vocabulary has; which they are makes no difference to the time.
     ids = np.random.default_rng(requests).integers(0, 32, (requests, prompt)).tolist()
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    llm.reset_prefix_cache()
     start = time.perf_counter()
     llm.generate(ids, params, use_tqdm=False)
     return time.perf_counter() - start
