@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginewright.builder import tuning
@@ -145,20 +146,25 @@ def test_the_choice_is_for_the_processor_that_it_was_timed_on(
     text = (built / "manifest.json").read_text("utf-8")
     assert (again / "manifest.json").read_text("utf-8") == text, "the lock has the choice"
 
-    def kernels() -> str | None:
+    def run() -> tuple[str | None, bytes]:
         with caplog.at_level(logging.INFO), LLM(built, plan="native") as llm:
-            return llm.engine_info.cpu_kernels
+            return llm.engine_info.cpu_kernels, np.asarray(llm.logits(list(range(40)))).tobytes()
 
-    assert kernels() == "portable"
+    chosen = run()
+    assert chosen[0] == "portable"
+    monkeypatch.setenv(CPU_KERNELS, "portable")
+    assert run() == chosen, "the logits are those of the kernels, too"
     best = max(json.loads(text)["tuning"]["cpu_kernels"]["native"], key=INSTRUCTION_SETS.index)
     monkeypatch.setenv(CPU_KERNELS, best)
-    assert kernels() == best, "who asks gets what they ask for"
+    asked = run()
+    assert asked[0] == best, "who asks gets what they ask for"
+    assert best == "portable" or asked[1] != chosen[1]
     monkeypatch.delenv(CPU_KERNELS)
     assert not caplog.records
     manifest = json.loads(text)
     manifest["tuning"]["processor"] = "Another One"
     (built / "manifest.json").write_text(seal(manifest), "utf-8")
-    assert kernels() == best
+    assert run() == asked
     assert "its kernels (portable) were chosen on another processor, Another One" in caplog.text
 
 
