@@ -16,9 +16,7 @@ import onnx_ir as ir
 
 from enginewright.builder.interpreter.engine import InterpretedEngine
 from enginewright.builder.recipe import Recipe
-from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry
-from enginewright.runtime.backends import open_engine
 from enginewright.runtime.conformance import Reference, Report, judge, measure, measure_distance
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.llm import LLM
@@ -49,8 +47,7 @@ def check_conformance(
 def _of_engine(
     recipe: Recipe, reference: Reference, folder: Path, entry: EngineEntry
 ) -> dict[str, Any]:
-    engine = open_engine(Artifact.open(folder, verify="never"), entry)
-    with LLM.over(folder, engine) as llm:
+    with LLM.over(folder, entry) as llm:
         ran = llm.engine_info.cpu_kernels
         declared = llm.engine_info.batch_invariant
         report = judge(measure(llm, reference), _thresholds(recipe), batch_invariant=declared)

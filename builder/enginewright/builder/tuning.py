@@ -25,9 +25,7 @@ from typing import Any
 import numpy as np
 
 from enginewright.runtime import LLM, SamplingParams
-from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.artifact.manifest import EngineEntry, TuningEntry
-from enginewright.runtime.backends import open_engine
 from enginewright.runtime.cores import available_cores
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.processor import CPU_KERNELS, InstructionSet, processor_name
@@ -105,7 +103,7 @@ def tune(folder: Path, candidates: Sequence[Candidate], progress: Progress) -> T
     """
     rounds: list[list[Works]] = [[] for _ in candidates]
     with ExitStack() as open_:
-        opened = [open_.enter_context(_open(folder, each)) for each in candidates]
+        opened = [open_.enter_context(LLM.over(folder, each.entry)) for each in candidates]
         for llm in opened:
             _run(llm)  # what is done once is not what is chosen by
         for _ in range(_ROUNDS):
@@ -134,10 +132,6 @@ def _others(entry: EngineEntry, best: str | None) -> tuple[InstructionSet, ...]:
     if best is None or entry.precision != "int4" or os.environ.get(CPU_KERNELS):
         return ()
     return _OTHERS.get(best, ())
-
-
-def _open(folder: Path, candidate: Candidate) -> LLM:
-    return LLM.over(folder, open_engine(Artifact.open(folder, "never"), candidate.entry))
 
 
 def _run(llm: LLM) -> Works:

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from enginewright.runtime import scoring
-from enginewright.runtime.artifact.artifact import Verify
+from enginewright.runtime.artifact.artifact import Artifact, Verify
+from enginewright.runtime.artifact.manifest import EngineEntry
+from enginewright.runtime.backends import open_engine
 from enginewright.runtime.beam_search import run as beams
 from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.outputs import BeamSearchOutput
@@ -147,12 +149,15 @@ class LLM(LoadedModel):
         self._run(loaded)
 
     @classmethod
-    def over(cls, model: str | os.PathLike[str], engine: Engine) -> Self:
-        """An LLM that runs an open engine in place of the artifact's own, and closes it.
+    def over(cls, model: str | os.PathLike[str], engine: Engine | EngineEntry) -> Self:
+        """An LLM that runs this engine in place of the artifact's own, and closes it.
 
-        For engines that no backend opens, such as one that interprets a graph. Tokenizer,
+        For engines that no backend opens, such as one that interprets a graph, and for entries
+        that the manifest of the artifact in folder ``model`` does not have, or not yet. Tokenizer,
         templates and defaults are the artifact's.
         """
+        if isinstance(engine, EngineEntry):
+            engine = open_engine(Artifact.open(model, verify="never"), engine)
         llm = cls.__new__(cls)
         llm._run(load(model, EngineOptions(), RequestOptions(), engine))
         return llm
