@@ -10,15 +10,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from enginewright.builder.passes.match import declare
-from enginewright.builder.passes.reduce_logits import OUTPUTS
+from enginewright.builder.passes.reduce_logits import OUTPUTS, TOP_LOGITS
 from enginewright.plugins.row_ops.contract import ABI_VERSION, DOMAIN
 from enginewright.plugins.row_ops.contract import TOP_LOGITS as OP_TYPE
 
-COUNT = 128
-"""K, where nothing else is asked for: twice that of devices, as it need not travel."""
 
-
-def lower_top_logits(model: ir.Model, count: int = COUNT) -> None:
+def lower_top_logits(model: ir.Model, count: int = TOP_LOGITS) -> None:
     """Add the outputs, with the ``count`` highest logits of each row, or all of them."""
     logits = model.graph.outputs[0]
     assert logits.shape is not None

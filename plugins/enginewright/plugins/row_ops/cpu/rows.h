@@ -75,10 +75,13 @@ float peak(const float* x, size_t n) {
         const VecOf<Isa> v = load<Isa>(x + i);
         most = v > most ? v : most;
     }
-    float highest = most[0];
-    for (size_t lane = 1; lane < Isa::kLanes; ++lane) highest = std::max(highest, most[lane]);
-    for (; i < n; ++i) highest = x[i] > highest ? x[i] : highest;
-    return highest;
+    float lanes[Isa::kLanes];
+    store<Isa>(lanes, most);
+    for (size_t width = Isa::kLanes / 2; width; width /= 2)
+        for (size_t lane = 0; lane < width; ++lane)
+            lanes[lane] = std::max(lanes[lane], lanes[lane + width]);
+    for (; i < n; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+    return lanes[0];
 }
 
 template <class Isa>

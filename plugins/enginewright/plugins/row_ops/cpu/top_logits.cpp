@@ -45,8 +45,10 @@ size_t find_highest(const float* logits, size_t n, const float* peaks, float* ro
             highest[found++] = {logits[i], static_cast<int32_t>(i)};
         }
     }
-    std::sort(highest, highest + found);
-    return std::min(found, count);
+    const size_t kept = std::min(found, count);
+    if (found > count) std::nth_element(highest, highest + count - 1, highest + found);
+    std::sort(highest, highest + kept);
+    return kept;
 }
 
 class TopLogits {
