@@ -147,12 +147,13 @@ def test_a_tuned_choice_is_taken_from_the_lock(checkpoint: Path, artifact: Path,
     data["engines"][1]["cpu_kernels"] = "portable"
     times = {"native": {"portable": {"decode": 1.0}}}
     data["tuning"] = {"processor": "a one", "threads": 3, "seconds": {}, "cpu_kernels": times}
+    data["tuning"]["chosen_by"] = "decode"
     lock = tmp_path / "lock.json"
     lock.write_text(json.dumps(data))
     built = build(recipe_for(checkpoint), tmp_path / "out", progress=quietly, locked=lock)
     manifest = Artifact.open(built).manifest
     assert [entry.plan for entry in manifest.engines] == ["plain", "native"]
-    assert manifest.tuning == TuningEntry("a one", 3, {}, times)
+    assert manifest.tuning == TuningEntry("a one", 3, {}, times, "decode")
     assert manifest.engines[1].cpu_kernels == "portable"
     assert manifest.conformance["native"]["cpu_kernels"] == "portable"
     assert json.loads((built / "lock.json").read_text()) == data

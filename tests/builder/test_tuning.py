@@ -82,7 +82,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float]], No
 @needs_compiler
 def test_the_work_is_timed(checkpoint: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    built = build(recipe(checkpoint), tmp_path, progress=lines.append, tuned=True)
+    built = build(recipe(checkpoint), tmp_path, progress=lines.append, tune_for="all")
     manifest = Artifact.open(built).manifest
     found = manifest.tuning
     assert found is not None
@@ -102,6 +102,33 @@ def test_the_work_is_timed(checkpoint: Path, tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
+    ("by", "portable"), [("all", False), ("decode", True), ("batch", False), ("prefill", False)]
+)
+def test_one_work_may_decide(
+    checkpoint: Path,
+    tmp_path: Path,
+    timed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    by: tuning.TuneFor,
+    portable: bool,
+) -> None:
+    timed({})
+
+    def run(llm: LLM) -> dict[str, float]:
+        other = llm.engine_info.cpu_kernels == "portable"
+        return {"decode": 0.5 if other else 1.0, "batch": 9.0 if other else 1.0, "prefill": 1.5}
+
+    monkeypatch.setattr(tuning, "_run", run)
+    built = build(recipe(checkpoint), tmp_path, progress=lambda line: None, tune_for=by)
+    manifest = Artifact.open(built).manifest
+    native = next(each for each in manifest.engines if each.plan == "native")
+    assert (native.cpu_kernels == "portable") is portable
+    assert manifest.tuning is not None
+    assert manifest.tuning.chosen_by == by
+
+
+@needs_compiler
+@pytest.mark.parametrize(
     ("factors", "plans", "portable"),
     [
         ({"portable": SLOWER, "plain": SLOWEST}, ["native", "plain"], False),
@@ -114,7 +141,7 @@ def test_the_fastest_come_first(
 ) -> None:
     timed(factors)
     lines: list[str] = []
-    built = build(recipe(checkpoint), tmp_path, progress=lines.append, tuned=True)
+    built = build(recipe(checkpoint), tmp_path, progress=lines.append, tune_for="all")
     manifest = Artifact.open(built).manifest
     native = next(each for each in manifest.engines if each.plan == "native")
     chosen = native.cpu_kernels
@@ -141,7 +168,9 @@ def test_the_choice_is_for_the_processor_that_it_was_timed_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     timed({"portable": 0.5})
-    built = build(recipe(checkpoint), tmp_path / "tuned", progress=lambda line: None, tuned=True)
+    built = build(
+        recipe(checkpoint), tmp_path / "tuned", progress=lambda line: None, tune_for="all"
+    )
     again = build(recipe(checkpoint), tmp_path / "again", progress=lambda line: None, locked=built)
     text = (built / "manifest.json").read_text("utf-8")
     assert (again / "manifest.json").read_text("utf-8") == text, "the lock has the choice"
@@ -214,11 +243,12 @@ def test_where_kernels_are_the_same_or_were_asked_for_there_is_no_choice(
 
 def test_the_mean_weighs_ratios() -> None:
     fast, slow = {"decode": 1.0, "prefill": 100.0}, {"decode": 4.0, "prefill": 50.0}
-    assert tuning._mean(fast) < tuning._mean(slow)
+    assert tuning._cost(fast, "all") < tuning._cost(slow, "all")
+    assert tuning._cost(fast, "prefill") > tuning._cost(slow, "prefill")
 
 
 def test_what_runs_elsewhere_is_not_tuned(checkpoint: Path, tmp_path: Path) -> None:
     other = recipe(checkpoint, target="cuda", precision="fp16", conformance={})
     with pytest.raises(RecipeError, match="--tune times plans by running them"):
-        build(other, tmp_path, progress=lambda line: None, tuned=True)
+        build(other, tmp_path, progress=lambda line: None, tune_for="all")
     assert list(tmp_path.iterdir()) == []

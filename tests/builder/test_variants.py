@@ -123,7 +123,7 @@ def test_a_wrong_set_is_refused(checkpoint: Path, changes: dict[str, Any], said:
 
 def test_a_set_is_not_tuned(checkpoint: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match="--tune orders the plans of one engine"):
-        build(recipe_for(checkpoint), tmp_path, progress=quietly, tuned=True)
+        build(recipe_for(checkpoint), tmp_path, progress=quietly, tune_for="all")
 
 
 def test_the_recipe_in_the_manifest_can_be_built(artifact: Path):

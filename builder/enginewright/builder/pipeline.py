@@ -24,7 +24,7 @@ from enginewright.builder.run import Progress, Run
 from enginewright.builder.stages import Stages
 from enginewright.builder.subject import Subject, open_subject
 from enginewright.builder.targets import Target
-from enginewright.builder.tuning import candidates, tune
+from enginewright.builder.tuning import TuneFor, candidates, tune
 from enginewright.builder.variants import join_variants
 from enginewright.runtime.artifact.local_artifacts import BuiltFrom, remember_artifact
 from enginewright.runtime.artifact.manifest import EngineEntry
@@ -40,7 +40,7 @@ class How:
     """How to build, beyond what the recipe says; see ``build``."""
 
     debug: Path | None = None
-    tuned: bool = False
+    tune_for: TuneFor | None = None
     locked: Path | None = None
     lock: Lock | None = None
     """What ``locked`` says."""
@@ -52,7 +52,7 @@ def build(
     *,
     progress: Progress,
     debug_precision: bool = False,
-    tuned: bool = False,
+    tune_for: TuneFor | None = None,
     locked: Path | None = None,
     explain: Callable[[str], None] | None = None,
     cache_limit: int = DEFAULT_LIMIT,
@@ -60,7 +60,7 @@ def build(
     """Build the artifact ``output / recipe.name`` and return its path.
 
     ``debug_precision``: where conformance fails, compare layer by layer, and say where it starts.
-    ``tuned``: the plan that is the fastest on this machine is preferred, not the target's first.
+    ``tune_for``: what is the fastest on this machine is preferred, not the target's first.
     ``locked``: a lock.json, an artifact that has one, or a folder of either, as ``lock_in`` finds
     it; what differs from it is refused by name.
     ``explain`` hears why each stage ran or was taken from the cache, which may hold
@@ -70,7 +70,7 @@ def build(
     place = output / recipe.name
     debug = output / f"{recipe.name}.debug" if debug_precision else None
     where = None if locked is None else lock_in(locked, recipe.name)
-    how = How(debug, tuned, where, None if where is None else read_lock(where))
+    how = How(debug, tune_for, where, None if where is None else read_lock(where))
     with passing_over_older_objects(), staging(output, recipe.name, progress) as folder:
         run = Run(progress, explain)
         made = (_make_set if recipe.variants else make)(recipe, folder, run, how, place)
@@ -113,9 +113,9 @@ def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
         with _compared(target, model, reference, how.debug):
             found = stages.conformance(reference, folder, made.engines, interpreted)
         made = replace(made, conformance=found)
-    if how.tuned and lock is None:
+    if how.tune_for is not None and lock is None:
         with run.stage("tuning"):
-            made = _tuned(made, stages, reference, folder, run.progress)
+            made = _tuned(made, stages, reference, folder, run.progress, how.tune_for)
     if lock is not None:
         lock.check_after(made.lock(), str(how.locked))
     made.write(folder)
@@ -125,7 +125,12 @@ def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
 
 
 def _tuned(
-    made: Made, stages: Stages, reference: Reference, folder: Path, progress: Progress
+    made: Made,
+    stages: Stages,
+    reference: Reference,
+    folder: Path,
+    progress: Progress,
+    tune_for: TuneFor,
 ) -> Made:
     """With the plans in order, and each with the kernels, that are the fastest here."""
 
@@ -134,7 +139,7 @@ def _tuned(
 
     timed = tuple(candidates(made.engines, made.conformance, check, progress))
     made.write(folder)
-    found = tune(folder, timed, progress)
+    found = tune(folder, timed, progress, tune_for)
     return replace(
         made,
         engines=tuple(each.entry for each in found.candidates),
@@ -145,7 +150,7 @@ def _tuned(
 
 def _make_set(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
     """The variants one after the other, sharing stages through the cache, then as one."""
-    if how.tuned:
+    if how.tune_for is not None:
         raise RecipeError(
             f"{recipe.name}: --tune orders the plans of one engine, a set has several: leave it out"
         )
@@ -174,7 +179,7 @@ def _opened(recipe: Recipe, how: How) -> Subject:
 
 
 def _check(recipe: Recipe, target: Target, how: How) -> None:
-    if how.tuned and target.interpreted:
+    if how.tune_for is not None and target.interpreted:
         raise RecipeError(
             f"--tune times plans by running them, which target {recipe.target!r} leaves to "
             f"the machine with its device: leave --tune out; legal with target 'cpu'"

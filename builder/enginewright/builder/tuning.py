@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from enginewright.runtime.cores import available_cores
 from enginewright.runtime.errors import ConformanceError
 from enginewright.runtime.processor import CPU_KERNELS, InstructionSet, processor_name
 
+TuneFor = Literal["all", "decode", "batch", "prefill"]
+"""The work that decides; "all": the geometric mean over them."""
 Works = Mapping[str, float]
 Conformance = Mapping[str, Any]
 Progress = Callable[[str], None]
@@ -96,11 +98,10 @@ def candidates(
                 progress(f"kernels {other} are left out: {error}")
 
 
-def tune(folder: Path, candidates: Sequence[Candidate], progress: Progress) -> Tuned:
-    """Time the candidates, whose artifact is in ``folder``.
-
-    Fastest: by the geometric mean over the work, with as many threads as LLM takes by itself.
-    """
+def tune(
+    folder: Path, candidates: Sequence[Candidate], progress: Progress, by: TuneFor = "all"
+) -> Tuned:
+    """Time the candidates, whose artifact is in ``folder``, with as many threads as LLM takes."""
     rounds: list[list[Works]] = [[] for _ in candidates]
     with ExitStack() as open_:
         opened = [open_.enter_context(LLM.over(folder, each.entry)) for each in candidates]
@@ -112,18 +113,18 @@ def tune(folder: Path, candidates: Sequence[Candidate], progress: Progress) -> T
     timed = list(zip(candidates, map(_medians, rounds), strict=True))
     for each, works in timed:
         progress(f"{each}: {', '.join(f'{name} {s * 1e3:.1f} ms' for name, s in works.items())}")
-    return _choose(timed)
+    return _choose(timed, by)
 
 
-def _choose(timed: Sequence[tuple[Candidate, Works]]) -> Tuned:
+def _choose(timed: Sequence[tuple[Candidate, Works]], by: TuneFor) -> Tuned:
     fastest: dict[str, tuple[Candidate, Works]] = {}
     kernels: dict[str, dict[str, Works]] = {}
-    for each, works in sorted(timed, key=lambda pair: _mean(pair[1])):
+    for each, works in sorted(timed, key=lambda pair: _cost(pair[1], by)):
         fastest.setdefault(each.entry.plan, (each, works))
         if each.kernels:
             kernels.setdefault(each.entry.plan, {})[each.kernels] = works
     seconds = {plan: works for plan, (_, works) in fastest.items()}
-    entry = TuningEntry(processor_name(), available_cores(), seconds, kernels)
+    entry = TuningEntry(processor_name(), available_cores(), seconds, kernels, by)
     return Tuned(tuple(each for each, _ in fastest.values()), entry)
 
 
@@ -161,5 +162,7 @@ def _medians(rounds: Sequence[Works]) -> dict[str, float]:
     return {work: median(found[work] for found in rounds) for work in rounds[0]}
 
 
-def _mean(works: Works) -> float:
+def _cost(works: Works, by: TuneFor) -> float:
+    if by != "all":
+        return works[by]
     return math.exp(sum(map(math.log, works.values())) / len(works))

@@ -23,6 +23,7 @@ from enginewright.cli.extras import require
 if TYPE_CHECKING:
     from enginewright.builder.matrix import Cell
     from enginewright.builder.recipe import Recipe
+    from enginewright.builder.tuning import TuneFor
 
 NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "filelock")
 
@@ -49,6 +50,11 @@ NEEDED = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "pydantic", 
     is_flag=True,
     help="Target cpu: time plans and kernels on this machine and prefer the fastest; the manifest "
     "keeps the times.",
+)
+@click.option(
+    "--tune-for",
+    type=click.Choice(["all", "decode", "batch", "prefill"]),
+    help="--tune, and which work decides: by default all of them (the geometric mean).",
 )
 @click.option(
     "--locked",
@@ -88,6 +94,7 @@ def command(
     progress: bool | None,
     debug_precision: bool,
     tuned: bool,
+    tune_for: TuneFor | None,
     locked: Path | None,
     explain_cache: bool,
     cache_limit: int,
@@ -108,6 +115,7 @@ def command(
         raise click.UsageError("give a RECIPE or --source, one of the two")
     require("build", *NEEDED)
     check_overrides(overrides)
+    tune_for = tune_for or ("all" if tuned else None)
     shown = sys.stderr.isatty() if progress is None else progress
     tell = _stage_lines() if shown else _silent
     if on_ray and jobs > 1:
@@ -116,7 +124,7 @@ def command(
 
     several = junit is not None or as_json or on_ray or len(recipes) > 1
     if several or (recipes and is_matrix(recipes[0], overrides)):
-        if tuned or debug_precision or explain_cache:
+        if tune_for or debug_precision or explain_cache:
             raise click.UsageError(
                 "--tune, --debug-precision and --explain-cache are for one recipe, and not with "
                 "--json, --junit or --ray"
@@ -145,7 +153,7 @@ def command(
         output,
         progress=tell,
         debug_precision=debug_precision,
-        tuned=tuned,
+        tune_for=tune_for,
         locked=locked,
         explain=_on_stderr if explain_cache else None,
         cache_limit=cache_limit,

@@ -129,7 +129,8 @@ def _plugin(engine: EngineEntry, plugin: PluginEntry) -> str:
 
 
 def _tuning(tuning: TuningEntry) -> Iterator[str]:
-    yield f"tuned on {tuning.processor} with {tuning.threads} threads (ms)"
+    by = "" if tuning.chosen_by == "all" else f", chosen by {tuning.chosen_by}"
+    yield f"tuned on {tuning.processor} with {tuning.threads} threads (ms){by}"
     works = list(next(iter(tuning.seconds.values())))
     timed = [
         (plan, kernels, seconds)

@@ -184,12 +184,14 @@ class TuningEntry:
 
     ``cpu_kernels``: of a plan that was timed with the kernels of several instruction sets, the
     seconds of each of these and work; ``seconds`` has those of the plan's ``cpu_kernels``.
+    ``chosen_by``: the work that decided; "all": the geometric mean over them.
     """
 
     processor: str
     threads: int
     seconds: Mapping[str, Mapping[str, float]]
     cpu_kernels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    chosen_by: str = "all"
 
 
 @dataclass(frozen=True)
