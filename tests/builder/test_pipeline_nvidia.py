@@ -64,6 +64,7 @@ def test_an_artifact_says_that_the_graph_passed_and_the_device_was_not_there(
             "precision": "fp16",
             "fingerprint": engine.fingerprint,
             "reproducible": False,
+            "cpu_kernels": None,
         }
     ]
     lines.clear()

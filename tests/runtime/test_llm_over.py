@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginewright.runtime import LLM, EnginewrightError, PromptError, SamplingParams
+from enginewright.runtime import LLM, EnginewrightError, PromptError, SamplingParams, loading
 from enginewright.runtime.artifact.artifact import Artifact
 from enginewright.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from enginewright.runtime.engine import EngineInfo
+from enginewright.runtime.errors import NativeCodeError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 PROMPT = list(range(100))
@@ -48,6 +50,36 @@ def engine(tiny_artifact: Path) -> NarrowEngine:
 def llm(tiny_artifact: Path, engine: NarrowEngine) -> Iterator[LLM]:
     with LLM.over(tiny_artifact, engine) as llm:
         yield llm
+
+
+def test_an_entry_is_opened_and_named(tiny_artifact: Path, tiny_model: Any) -> None:
+    (entry,) = Artifact.open(tiny_artifact).plans()
+    another = dataclasses.replace(entry, plan="another")
+    with LLM.over(tiny_artifact, another) as llm:
+        assert llm.plan == "another"
+        (output,) = llm.generate([PROMPT], GREEDY)
+    assert output.outputs[0].token_ids == tiny_model.continue_greedily(PROMPT, 8)
+
+
+def test_foreign_code_of_an_entry_does_not_run(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, folder)
+    (entry,) = Artifact.open(folder).plans()
+    foreign = dataclasses.replace(entry, library=entry.model, platform="another")
+    with pytest.raises(NativeCodeError, match="is for another"):
+        LLM.over(folder, foreign)
+
+
+def test_what_fails_on_the_way_closes_the_engine(
+    tiny_artifact: Path, engine: NarrowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise EnginewrightError("no tokenizer")
+
+    monkeypatch.setattr(loading.Tokenizer, "from_file", fail)
+    with pytest.raises(EnginewrightError, match="no tokenizer"):
+        LLM.over(tiny_artifact, engine)
+    assert engine.closed == 1
 
 
 def test_it_runs_as_the_artifact_does(llm: LLM, tiny_model: Any) -> None:

@@ -8,7 +8,7 @@ the reference, and the manifest says so: {"graph": "passed", "device": "not run"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,24 @@ def check_conformance(
     if interpreted is None:
         return {e.plan: _of_engine(recipe, reference, folder, e) for e in engines}
     return {e.plan: _of_graph(recipe, reference, folder, e, interpreted) for e in engines}
+
+
+def without_like_kernels(
+    conformance: Mapping[str, Mapping[str, Any]], engines: Sequence[EngineEntry]
+) -> dict[str, dict[str, Any]]:
+    """The same without the names of kernels that were not chosen and give the bits of all others.
+
+    Those are all but tiles: so a manifest does not depend on which vectors a processor has.
+    """
+    held = {entry.plan for entry in engines if entry.cpu_kernels is not None}
+    return {
+        plan: {
+            key: value
+            for key, value in found.items()
+            if key != "cpu_kernels" or plan in held or value == "amx"
+        }
+        for plan, found in conformance.items()
+    }
 
 
 def _of_engine(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from enginewright.builder.assembly import Made
 from enginewright.builder.cache import DEFAULT_LIMIT, collect
+from enginewright.builder.conformance import without_like_kernels
 from enginewright.builder.evidence import write_evidence
 from enginewright.builder.export import attach_weights
 from enginewright.builder.history import remember_build
@@ -118,6 +119,8 @@ def make(recipe: Recipe, folder: Path, run: Run, how: How, place: Path) -> Made:
             made = _tuned(made, stages, reference, folder, run.progress, how.tune_for)
     if lock is not None:
         lock.check_after(made.lock(), str(how.locked))
+    kept = without_like_kernels(made.conformance, made.engines)
+    made = replace(made, conformance=kept)
     made.write(folder)
     remember_build(estimate.subject_size, run)
     write_json(folder / EVIDENCE / "build.json", run.happened())

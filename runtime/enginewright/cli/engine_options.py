@@ -18,7 +18,7 @@ native_code_option = click.option(
     "--allow-native-code/--no-native-code",
     default=None,
     help="Run the artifact's own operators whoever compiled them, or never; by default those "
-    "that this machine compiled.",
+    "that this machine compiled or the installed package brings.",
 )
 """Adds --allow-native-code, passed on as ``allow_native_code``."""
 

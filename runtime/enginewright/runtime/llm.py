@@ -8,9 +8,8 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from enginewright.runtime import scoring
-from enginewright.runtime.artifact.artifact import Artifact, Verify
+from enginewright.runtime.artifact.artifact import Verify
 from enginewright.runtime.artifact.manifest import EngineEntry
-from enginewright.runtime.backends import open_engine
 from enginewright.runtime.beam_search import run as beams
 from enginewright.runtime.beam_search.job import BeamJob
 from enginewright.runtime.beam_search.outputs import BeamSearchOutput
@@ -62,9 +61,9 @@ class LLM(LoadedModel):
 
     What is allowed to run: ``target`` and ``plan`` choose among the artifact's engines, by default
     the first that runs here. ``allow_native_code``: True runs an artifact's own operators whoever
-    compiled them, False never, None if this machine did. ``policy``: which artifacts may be used
-    at all, and whether their code may run (trust/policy.py has the fields); plain data or a Policy,
-    and stricter than any other argument. ``verify``: see Artifact.open.
+    compiled them, False never, None if this machine or the package did. ``policy``: which
+    artifacts may be used at all, and whether their code may run (trust/policy.py has the fields);
+    plain data or a Policy, and stricter than any other argument. ``verify``: see Artifact.open.
     ``threads``: 1 to 256, by default all cores that the process may use; more than these warn.
 
     How much: ``max_batch`` (or vLLM's ``max_num_seqs``) and ``max_context`` (``max_model_len``)
@@ -154,12 +153,11 @@ class LLM(LoadedModel):
 
         For engines that no backend opens, such as one that interprets a graph, and for entries
         that the manifest of the artifact in folder ``model`` does not have, or not yet. Tokenizer,
-        templates and defaults are the artifact's.
+        templates and defaults are the artifact's; hashes are not checked, and the native code of an
+        entry runs if this machine may run it.
         """
-        if isinstance(engine, EngineEntry):
-            engine = open_engine(Artifact.open(model, verify="never"), engine)
         llm = cls.__new__(cls)
-        llm._run(load(model, EngineOptions(), RequestOptions(), engine))
+        llm._run(load(model, EngineOptions(verify="never"), RequestOptions(), engine))
         return llm
 
     def _run(self, loaded: Loaded) -> None:

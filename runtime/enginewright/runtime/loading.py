@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from enginewright.runtime.artifact.artifact import Artifact
-from enginewright.runtime.artifact.manifest import Manifest
+from enginewright.runtime.artifact.manifest import EngineEntry, Manifest
 from enginewright.runtime.artifact.model_lookup import find_artifact
 from enginewright.runtime.engine import Engine, EngineInfo
 from enginewright.runtime.explain import Explanation
 from enginewright.runtime.freed_memory import give_back
 from enginewright.runtime.options import EngineOptions, RequestOptions, check_path
-from enginewright.runtime.plans import open_plan
+from enginewright.runtime.plans import open_entry, open_plan
 from enginewright.runtime.requests.factory import RequestFactory
 from enginewright.runtime.sampling.custom import load_processors
 from enginewright.runtime.sampling.defaults import choose_defaults
@@ -85,12 +85,29 @@ def load(
     model: str | os.PathLike[str],
     how: EngineOptions,
     requests: RequestOptions,
-    engine: Engine | None = None,
+    instead: Engine | EngineEntry | None = None,
 ) -> Loaded:
     """Open the artifact that ``model`` names, or one that was built from it.
 
-    ``engine``: one that is open, to be run in place of the artifact's own.
+    ``instead``: what is run in place of the artifact's own: an open engine, which is closed if this
+    fails, or an entry to be opened.
     """
+    with ExitStack() as opened:
+        loaded = _load(model, how, requests, instead, opened)
+        opened.pop_all()
+    return loaded
+
+
+def _load(
+    model: str | os.PathLike[str],
+    how: EngineOptions,
+    requests: RequestOptions,
+    instead: Engine | EngineEntry | None,
+    opened: ExitStack,
+) -> Loaded:
+    """``opened`` closes whatever is open."""
+    if isinstance(instead, Engine):
+        opened.callback(instead.close)
     place = find_artifact(check_path(model), revision=how.revision, precision=how.quantization)
     artifact = Artifact.open(place, how.verify)
     how.check_policy(artifact)
@@ -106,7 +123,11 @@ def load(
         templates.get()  # compiled now, so that a wrong one fails here
     warnings = PromptWarnings(Facts.of(artifact, tokenizer, templates.source))
     plan = how.plan or manifest.engines[0].plan
-    if engine is None:
+    if isinstance(instead, Engine):
+        engine = instead
+    elif instead is not None:
+        engine, plan = open_entry(artifact, instead), instead.plan
+    else:
         engine, entry = open_plan(
             artifact,
             target=how.target,
@@ -116,7 +137,9 @@ def load(
             limited=how.lowered,
         )
         plan = entry.plan
-    core, speculation = _open_core(how, engine, tokenizer)
+    if engine is not instead:
+        opened.callback(engine.close)
+    core, speculation = _open_core(how, engine, tokenizer, opened)
     factory = RequestFactory(
         core.describe(),
         tokenizer,
@@ -133,18 +156,12 @@ def load(
 
 
 def _open_core(
-    how: EngineOptions, engine: Engine, tokenizer: Tokenizer
+    how: EngineOptions, engine: Engine, tokenizer: Tokenizer, opened: ExitStack
 ) -> tuple[EngineCore, SpeculationStats | None]:
-    """What runs requests on the engine, and the counts of what is drafted for it.
-
-    Where that fails, the engine is closed, and what drafts.
-    """
-    with ExitStack() as opened:
-        opened.callback(engine.close)
-        speculator = None
-        if how.speculation is not None:
-            speculator = open_speculator(how, engine.describe(), tokenizer)
-            opened.callback(speculator.close)
-        core = how.core(engine, speculator)
-        opened.pop_all()
+    """What runs requests on the engine, and the counts of what is drafted for it."""
+    speculator = None
+    if how.speculation is not None:
+        speculator = open_speculator(how, engine.describe(), tokenizer)
+        opened.callback(speculator.close)
+    core = how.core(engine, speculator)
     return core, None if speculator is None else speculator.stats

@@ -72,6 +72,14 @@ def open_plan(
     raise TargetError(f"{artifact.path}: no plan of it runs here. {'; '.join(reasons)}")
 
 
+def open_entry(artifact: Artifact, entry: EngineEntry) -> Engine:
+    """An engine that the manifest need not have. Raises NativeCodeError if it may not run here."""
+    reason = objection(artifact, entry, None)
+    if reason is not None:
+        raise NativeCodeError(f"plan {entry.plan}: {reason}")
+    return open_engine(artifact, entry)
+
+
 def in_order(
     entries: Sequence[EngineEntry], tuning: TuningEntry | None, root: Path = Path("/")
 ) -> list[EngineEntry]:
@@ -114,7 +122,7 @@ def _open(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine
         return open_engine(artifact, replace(entry, cpu_kernels=None), threads)
     engine = open_engine(artifact, entry, threads)
     found = engine.describe().cpu_kernels
-    if found != wanted and not os.environ.get(CPU_KERNELS):
+    if found is not None and found != wanted and not os.environ.get(CPU_KERNELS):
         logger.warning(
             "plan %s: its kernels (%s) were chosen on a processor of this name, but this one lacks "
             "them; %s run instead",

@@ -21,7 +21,7 @@ from enginewright.runtime.sampling.sampler import Sampler
 from enginewright.runtime.scheduling.core import EngineCore
 from enginewright.runtime.speculation.draft import DraftProposer
 from enginewright.runtime.speculation.ngram import NgramProposer
-from enginewright.runtime.speculation.proposer import Proposer
+from enginewright.runtime.speculation.proposer import Proposer, Wanted
 from enginewright.runtime.speculation.speculator import Speculator
 
 EOS = 3
@@ -295,6 +295,18 @@ def test_a_draft_follows_its_targets_rows(
     assert not drafting.proposer._rows
     assert not drafting.proposer._cache.decoding
     named(core, bench.engine)
+
+
+def test_a_draft_that_was_wrong_leaves_no_room_taken(null_engine: Any) -> None:
+    proposer = Drafting(null_engine, "paged").proposer
+    cache, tokens = proposer._cache, [1, 2, 3]
+    assert isinstance(cache, BlockCache)
+    free = cache.free_blocks
+    assert len(proposer.propose([Wanted(0, tokens, 30)])[0]) == 30
+    taken = free - cache.free_blocks
+    tokens.append(0)  # none of them was right
+    proposer.propose([])
+    assert (taken > 1, free - cache.free_blocks) == (True, 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

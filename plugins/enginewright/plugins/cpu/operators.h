@@ -70,9 +70,10 @@ void read_attribute(const ort::Api& api, const ort::KernelInfo* info, const char
         *value = found;
 }
 
-// An operator of the CPU whose nodes are run by a `Kernel`, which is made of the API's table, what is
-// known of the node, and the instruction set, and has kName, check() of its attributes, and
-// compute(context). Inputs, outputs and their types are left to be said.
+// An operator of the CPU whose nodes are run by a `Kernel`, which is made of the API's table, what
+// is known of the node, and the instruction set, and has kName, check() of its attributes, and
+// compute(context). Inputs, outputs and their types are left to be said. Exceptions must not cross
+// the C interface; only memory can run out there.
 template <class Kernel>
 Operator operator_of(InstructionSet instructions) {
     Operator op{};
@@ -88,16 +89,15 @@ Operator operator_of(InstructionSet instructions) {
     op.create_checked = [](const ort::Operator* op, const void* table, const ort::KernelInfo* info,
                            void** kernel) {
         const InstructionSet instructions = static_cast<const Operator*>(op)->instructions;
-        auto* created = new (std::nothrow) Kernel(table, info, instructions);
-        if (!created) return out_of_memory(ort::Api(table), Kernel::kName);
-        auto* status = created->check();
-        if (status)
-            delete created;
-        else
-            *kernel = created;
-        return status;
+        try {
+            auto created = std::make_unique<Kernel>(table, info, instructions);
+            auto* status = created->check();
+            if (!status) *kernel = created.release();
+            return status;
+        } catch (const std::bad_alloc&) {
+            return out_of_memory(ort::Api(table), Kernel::kName);
+        }
     };
-    // Exceptions must not cross the C interface; only memory can run out there.
     op.compute_checked = [](void* kernel, ort::KernelContext* context) {
         const auto& running = *static_cast<const Kernel*>(kernel);
         try {

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <mutex>
+#include <new>
 
 #include "operators.h"
 
@@ -59,20 +60,28 @@ extern "C" [[gnu::visibility("default")]] enginewright::ort::Status* RegisterCus
         return ort::Api(base->get_api(1))
             .create_status(ort::kFail, "enginewright: this ONNX Runtime is older than 1.17");
     const ort::Api api(table);
-    const Registered& found = registered(api, instruction_set_of(api, options));
-    if (found.status)
-        return api.create_status(ort::kFail, "enginewright: an operator cannot be registered");
-    return api.add_domain(options, found.domain);
+    try {
+        const Registered& found = registered(api, instruction_set_of(api, options));
+        if (found.status)
+            return api.create_status(ort::kFail, "enginewright: an operator cannot be registered");
+        return api.add_domain(options, found.domain);
+    } catch (const std::bad_alloc&) {
+        return out_of_memory(api, "enginewright");
+    }
 }
 
 // Which kernels a session has whose entry kEntry is `held_to`; null: that has none. The instruction
-// set, and then what each operator takes of it. The text is the calling thread's, until it asks
-// again.
+// set, and then what each operator takes of it; null where memory ran out. The text is the calling
+// thread's, until it asks again.
 extern "C" [[gnu::visibility("default")]] const char* EnginewrightCpuKernels(const char* held_to) {
     using namespace enginewright;
     thread_local std::string text;
     const InstructionSet set = instruction_set(held_to);
-    text = std::string(name_of(set)) + " " + block_linear_kernels(set) + " " +
-           attention_kernels(set) + " " + row_kernels(set);
+    try {
+        text = std::string(name_of(set)) + " " + block_linear_kernels(set) + " " +
+               attention_kernels(set) + " " + row_kernels(set);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
     return text.c_str();
 }

@@ -15,8 +15,9 @@
 |                  |            |         | value that is none                                    |
 
 A row is computed in float32 in one order, whatever batch it is in. AddRMSNorm has the attribute
-epsilon; TopLogits has k, 1 to 256 and no more than V. A changed meaning is a new ``ABI_VERSION``,
-which is the version of the operators.
+epsilon; TopLogits has k, 1 to 256 and no more than V, and passes over NaN: a row with fewer than k
+numbers ends in logits of -inf with id 0. A changed meaning is a new ``ABI_VERSION``, which is the
+version of the operators.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ USUAL = ("decode-1", "decode-8", "prefill-512", "start")
 @dataclass(frozen=True)
 class Rules:
     """How the samples are taken: which works, how many of each, with how many threads, and
-    whether native code may run (None: what this machine compiled)."""
+    whether native code may run (None: what this machine compiled or the package brings)."""
 
     works: Sequence[str]
     runs: int

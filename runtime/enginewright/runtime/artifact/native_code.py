@@ -51,8 +51,9 @@ def objection(artifact: Artifact, entry: EngineEntry, allow: bool | None) -> str
         return None
     more = f" and {len(unknown) - 1} more files of it were" if unknown[1:] else " was"
     return (
-        f"{unknown[0]}{more} not compiled on this machine; allow_native_code=True "
-        f"(--allow-native-code) runs it, if you trust who built {artifact.path}"
+        f"{unknown[0]}{more} not compiled on this machine, nor installed with the package; "
+        f"allow_native_code=True (--allow-native-code) runs it, if you trust who built "
+        f"{artifact.path}"
     )
 
 

@@ -36,5 +36,8 @@ def kernels_of(library: Path, held_to: str | None) -> CpuKernels | None:
     if asked is None:
         return None
     asked.argtypes, asked.restype = [ctypes.c_char_p], ctypes.c_char_p
-    first, *others = asked(None if held_to is None else held_to.encode()).decode().split()
+    told = asked(None if held_to is None else held_to.encode())
+    if told is None:
+        raise MemoryError(f"{library} has no memory to name its kernels")
+    first, *others = told.decode().split()
     return CpuKernels(first, dict(each.split("=") for each in others))

@@ -110,12 +110,13 @@ class DraftProposer(Proposer):
         return row
 
     def _settle(self) -> None:
-        """Of what was computed of the last drafts, what was right counts; the rest is gone."""
+        """Of the last drafts what was right counts; the rest goes, and its room."""
         for row in self._rows.values():
             most = len(row.tokens) - 1 - row.sure
             right = common_prefix(row.written[row.sure :], row.tokens[row.sure :], most)
             del row.written[row.sure + right :]
             self._count(row)
+            self._cache.shrink(row.id, row.sure)
 
     def _count(self, row: _Row) -> None:
         """What is written is right."""

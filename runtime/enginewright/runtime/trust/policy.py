@@ -4,7 +4,8 @@
 |-------------|-------------------------------------------------------------------------------|
 | signed_by   | files of public keys; one signature of any of them is enough                  |
 | sources     | patterns of what it may be built from: hub:owner/*, package:..., sha256:...   |
-| native_code | never; own: what this machine compiled; any: whatever passed the fields above |
+| native_code | never; own: what this machine compiled or the installed package brings; any: |
+|             | whatever passed the fields above                                              |
 
 What an artifact says of its source is only as good as who signed it.
 """

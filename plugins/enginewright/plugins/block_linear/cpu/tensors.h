@@ -74,7 +74,8 @@ struct Kernels {
     // Computes x W^T + bias for rows [m0, m1) of x and [n0, n1) of W.
     void (*multiply)(const Weights& w, const Activations& a, const Result& y, size_t m0, size_t m1,
                      size_t n0, size_t n1);
-    // How the work is cut: m0 is a multiple of rows_of_task, n0 of what columns_of_task gives.
+    // How the work is cut: m0 is a multiple of rows_of_task; n0 of what columns_of_task gives, or,
+    // of the second half of a gated product, that from its beginning.
     size_t rows_at_once = 1, rows_of_task = 64;
     size_t (*columns_of_task)(size_t m, size_t n) = few_columns;
 };

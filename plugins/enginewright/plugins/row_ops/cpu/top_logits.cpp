@@ -10,6 +10,7 @@ namespace enginewright::row_ops {
 namespace {
 
 constexpr size_t kMost = 256;
+constexpr size_t kKeptRows = 64;
 
 struct Found {
     float logit;
@@ -81,8 +82,10 @@ class TopLogits {
         in.shape.pop_back();
         if (auto* status = open_output(api_, context, 2, in.shape, &normalizers)) return status;
         thread_local std::vector<float> kept;
-        kept.resize(rows * 2 * groups);
-        float* const room = kept.data();
+        std::vector<float> once;  // of a scored prompt, far more than steps over outputs need
+        std::vector<float>& peaks_of_all = rows > kKeptRows ? once : kept;
+        peaks_of_all.resize(rows * 2 * groups);
+        float* const room = peaks_of_all.data();
         const float* logits = in.as<float>();
         return each_row(api_, context, rows, n, [&](size_t row) {
             const float* x = logits + row * n;
