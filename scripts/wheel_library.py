@@ -1,7 +1,8 @@
 """Hatchling's hook: a wheel built where a C++ compiler is carries the library of CPU operators.
 
 Such a wheel is for one platform; without a compiler the wheel holds the sources alone, for any.
-HATCH_BUILD_NO_HOOKS=true asks for the latter. An editable install compiles nothing.
+HATCH_BUILD_NO_HOOKS=true asks for the latter. A compiler that fails gives such a wheel too, with a
+warning, unless CXX names it: then there is no wheel. An editable install compiles nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class UnsuitableError(Exception):
     """Why the wheel carries no library."""
 
 
+class CompilerError(UnsuitableError):
+    """A compiler that does not compile our sources."""
+
+
 class LibraryHook(BuildHookInterface[Any]):
     """Compiles the library into a scratch folder and has it packed from there."""
 
@@ -41,6 +46,9 @@ class LibraryHook(BuildHookInterface[Any]):
         try:
             tag = _compile(recipe, self._scratch)
         except UnsuitableError as reason:
+            if isinstance(reason, CompilerError) and os.environ.get("CXX"):
+                shutil.rmtree(self._scratch)
+                raise
             self.app.display_warning(f"the wheel carries no prebuilt operators: {reason}")
             return
         names = (recipe.file_name(_platform()), recipe.record_name(_platform()))
@@ -65,7 +73,7 @@ def _compile(recipe: ModuleType, folder: Path) -> str:
     library = folder / recipe.file_name(_platform())
     with tempfile.TemporaryDirectory() as scratch:
         commands = recipe.object_commands(compiler, Path(scratch))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(_run, commands.values()))
         # With the C++ library inside; a wheel may not lean on that of this machine.
         _run([compiler, *recipe.LINK_FLAGS, *recipe.STATIC, *commands, "-o", str(library)])
@@ -89,10 +97,10 @@ def _run(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except OSError as error:
-        raise UnsuitableError(f"{command[0]}: {error.strerror}") from error
+        raise CompilerError(f"{command[0]}: {error.strerror}") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip()[-2000:]
-        raise UnsuitableError(f"the C++ compiler failed ({' '.join(command)}): {said}") from error
+        raise CompilerError(f"the C++ compiler failed ({' '.join(command)}): {said}") from error
 
 
 def _load(path: Path) -> ModuleType:

@@ -77,8 +77,10 @@ def test_else_the_wheel_is_for_any_platform(
     tmp_path: Path, compiler: Callable[[str], Path], why: str
 ) -> None:
     script = str(compiler(FAILS if why == "it fails" else COMPILES))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "c++").symlink_to(script)
     asked = {
-        "it fails": {"CXX": script},
+        "it fails": {"PATH": str(tmp_path / "bin")},
         "there is none": {"PATH": str(tmp_path)},
         "it is not wanted": {"CXX": script, "HATCH_BUILD_NO_HOOKS": "true"},
     }
@@ -88,6 +90,15 @@ def test_else_the_wheel_is_for_any_platform(
     assert path.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(path) as wheel:
         assert not [name for name in wheel.namelist() if name.startswith(PREBUILT)]
+
+
+def test_of_a_compiler_that_was_asked_for_and_fails_there_is_no_wheel(
+    tmp_path: Path, compiler: Callable[[str], Path]
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        built(tmp_path / "dist", CXX=str(compiler(FAILS)))
+    assert "the C++ compiler failed" in failed.value.stderr.decode()
+    assert not list((tmp_path / "dist").glob("*.whl"))
 
 
 def test_an_editable_install_compiles_nothing(

@@ -19,7 +19,7 @@ from enginewright.builder.cache import StageCache, digest, files_of, place_file
 from enginewright.builder.calibration import kv_scales
 from enginewright.builder.conformance import check_conformance
 from enginewright.builder.export import CacheShape, Exported, export
-from enginewright.builder.passes.reduce_logits import TOP_LOGITS
+from enginewright.builder.passes.reduce_logits import TOP_COUNT
 from enginewright.builder.publish import write_json
 from enginewright.builder.recipe import KVCacheSpec, TensorRTSpec
 from enginewright.builder.reference import make_reference
@@ -137,7 +137,7 @@ class Stages:
             kv_dtype=cache.dtype,
             block_size=cache.block_size,
             kv_scales=self.kv_scales(reference),
-            top_logits=(recipe.top_logits or TOP_LOGITS) if recipe.logits == "device" else 0,
+            top_logits=(recipe.top_logits or TOP_COUNT) if recipe.logits == "device" else 0,
             tensorrt=TensorRTOptions(tensorrt.version_compatible, tensorrt.hardware_compatibility),
             progress=progress,
         )

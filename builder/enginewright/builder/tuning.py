@@ -36,7 +36,7 @@ Works = Mapping[str, float]
 Conformance = Mapping[str, Any]
 Progress = Callable[[str], None]
 
-_OTHERS: Mapping[str, tuple[InstructionSet, ...]] = {"amx": ("avx512vnni",)}
+_OTHERS: Mapping[InstructionSet, tuple[InstructionSet, ...]] = {"amx": ("avx512vnni",)}
 """Kernels that may be faster than the best that a processor has: vectors where it is tiles, which
 gain with many rows and lose with one. Any others lose to those that come after them."""
 _ROUNDS = 5
@@ -128,7 +128,7 @@ def _choose(timed: Sequence[tuple[Candidate, Works]], by: TuneFor) -> Tuned:
     return Tuned(tuple(each for each, _ in fastest.values()), entry)
 
 
-def _others(entry: EngineEntry, best: str | None) -> tuple[InstructionSet, ...]:
+def _others(entry: EngineEntry, best: InstructionSet | None) -> tuple[InstructionSet, ...]:
     # Without 4-bit weights an engine has the same kernels with tiles and without.
     if best is None or entry.precision != "int4" or os.environ.get(CPU_KERNELS):
         return ()

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from enginewright.cli.bench.children import Sample
-from enginewright.cli.bench.speculation import QUESTIONS, figures
+from enginewright.cli.bench.speculation import ALL, QUESTIONS, figures
 from enginewright.cli.main import main
 
 ANSWER = {
@@ -24,7 +24,7 @@ ANSWER = {
 
 
 def samples(*answers: dict[str, Any]) -> list[Sample]:
-    said = [{"answers": [ANSWER | each] * len(QUESTIONS)} for each in answers]
+    said = [{"answers": [ANSWER | each] * (len(QUESTIONS) + 1)} for each in answers]
     return [Sample(one, 0.0, 1.0, None, None, 0.0) for one in said]
 
 
@@ -34,6 +34,7 @@ def test_a_sample_is_told_by_the_token() -> None:
     assert told["repeat, speculated"].samples == (10.0, 10.0)
     assert told["chat, speed"].samples == (2.0, 2.0)
     assert told["chat, accepted"].samples == (75.0, 50.0)
+    assert told[f"{ALL}, speed"].samples == (2.0, 2.0)
 
 
 def test_what_was_never_drafted_has_no_share() -> None:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from enginewright.builder.passes.match import declare
-from enginewright.builder.passes.reduce_logits import OUTPUTS, TOP_LOGITS
-from enginewright.plugins.row_ops.contract import ABI_VERSION, DOMAIN
-from enginewright.plugins.row_ops.contract import TOP_LOGITS as OP_TYPE
+from enginewright.builder.passes.reduce_logits import OUTPUTS, TOP_COUNT
+from enginewright.plugins.row_ops.contract import ABI_VERSION, DOMAIN, TOP_LOGITS
 
 
-def lower_top_logits(model: ir.Model, count: int = TOP_LOGITS) -> None:
+def lower_top_logits(model: ir.Model, count: int = TOP_COUNT) -> None:
     """Add the outputs, with the ``count`` highest logits of each row, or all of them."""
     logits = model.graph.outputs[0]
     assert logits.shape is not None
     rows, vocab_size = logits.shape
     assert isinstance(vocab_size, int)
     count = min(count, vocab_size)
-    node = ir.node(OP_TYPE, [logits], {"k": count}, domain=DOMAIN, num_outputs=len(OUTPUTS))
+    node = ir.node(TOP_LOGITS, [logits], {"k": count}, domain=DOMAIN, num_outputs=len(OUTPUTS))
     model.graph.append(node)
     shapes = ([rows, count], [rows, count], [rows])
     for name, value, shape in zip(OUTPUTS, node.outputs, shapes, strict=True):

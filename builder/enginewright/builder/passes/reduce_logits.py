@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from enginewright.builder.passes.match import constant_value, declare
 
-TOP_LOGITS = 64
+TOP_COUNT = 64
 """K, where nothing else is asked for."""
 OUTPUTS = ("top_logits", "top_ids", "log_normalizer")
 
 
-def reduce_logits(model: ir.Model, count: int = TOP_LOGITS) -> None:
+def reduce_logits(model: ir.Model, count: int = TOP_COUNT) -> None:
     """Add the outputs, with the ``count`` highest logits of each row."""
     graph = model.graph
     logits = graph.outputs[0]

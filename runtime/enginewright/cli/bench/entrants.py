@@ -137,7 +137,8 @@ def _identity(runner: Runner) -> str:
     """What an engine's answers depend on beside the text."""
     path = Path(runner.model)
     if runner.entrant.ours:
-        return Artifact.open(path).engine().fingerprint
+        engine = Artifact.open(path).engine()
+        return f"{engine.fingerprint} {engine.cpu_kernels}"
     return f"{path.parent.name}/{path.name}"
 
 

@@ -34,12 +34,14 @@ QUESTIONS = {
     "chat": "What are the main differences between cats and dogs as pets?",
     "story": "Write a short story about a girl who finds a map in an old book.",
 }
+ALL = "all at once"
 
 
 @click.command(
     epilog="Each sample is a process that answers each question with and without speculation, in "
     "turns, greedily; the questions go through the chat template. Times are those from the first "
-    "token of an answer to its last. The answers must be the same."
+    "token of an answer to its last; where all questions are asked at once, from asking to the "
+    "last token of all. The answers must be the same."
 )
 @speculation_option
 @click.option("--tokens", type=click.IntRange(min=2), default=160, show_default=True)
@@ -74,9 +76,10 @@ def command(
 
 
 def figures(samples: Sequence[Sample]) -> list[Figure]:
-    """Of each question: a token's time both ways, how many times faster, and what was accepted."""
+    """Of each question, and of all at once: a token's time both ways, how many times faster, and
+    what was accepted."""
     found = []
-    for at, name in enumerate(QUESTIONS):
+    for at, name in enumerate((*QUESTIONS, ALL)):
         said = [one.said["answers"][at] for one in samples]
         if not all(one["same"] for one in said):
             raise click.ClickException(f"{name}: speculation changed the answer")
