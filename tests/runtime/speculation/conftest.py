@@ -18,7 +18,7 @@ class Always(Governor):
     """Drafts whatever is proposed, so that nothing depends on the clock."""
 
     def choose(
-        self, lengths: Mapping[int, int], batch: int, seconds_per_token: float = 0.0
+        self, lengths: Mapping[int, int], rows: Collection[int], seconds_per_token: float = 0.0
     ) -> dict[int, int]:
         return dict(lengths)
 

@@ -47,7 +47,9 @@ class Simulation:
         self.plans.remove([row for row in ready if not self.left[row.id]])
         return [(part.row.id, part.start, part.end) for part in plan.parts]
 
-    def _draft(self, rows: Sequence[Row], batch: int, most: int) -> Mapping[int, list[int]]:
+    def _draft(
+        self, rows: Sequence[Row], step: Sequence[Row], most: int
+    ) -> Mapping[int, list[int]]:
         limits = {row.id: min(MOST, most, self.left[row.id] - 1) for row in rows}
         return {row: [0] * limit for row, limit in limits.items() if limit > 0}
 

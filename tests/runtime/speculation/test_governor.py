@@ -38,7 +38,7 @@ class Row:
         return self.seconds / (self.tokens * self.cost(1))
 
     def step(self, most: int) -> None:
-        count = self.governor.choose({0: most}, 1, self.each).get(0, 0)
+        count = self.governor.choose({0: most}, [0], self.each).get(0, 0)
         right = 0
         while right < count and self.random.random() < self.rate(self.tokens):
             right += 1
@@ -130,9 +130,9 @@ def test_it_is_tried_again_ever_later() -> None:
 def test_nothing_is_drafted_before_plain_steps_were_measured() -> None:
     governor = Governor(costless=False)
     for _ in range(ENOUGH):
-        assert governor.choose({0: 5}, 1) == {}
+        assert governor.choose({0: 5}, [0]) == {}
         governor.ran([0], 1, PLAIN, {})
-    assert governor.choose({0: 5}, 1) == {0: 1}, "first a short one, to learn what it costs"
+    assert governor.choose({0: 5}, [0]) == {0: 1}, "first a short one, to learn what it costs"
 
 
 def test_one_row_that_repeats_does_not_make_a_batch_wide() -> None:
@@ -144,7 +144,7 @@ def test_one_row_that_repeats_does_not_make_a_batch_wide() -> None:
         governor.ran(rows, 2, 16.0, {})
     for _ in range(9):
         governor.saw(0, True)
-    assert governor.choose(dict.fromkeys(rows, 5), 8) == {}, "it pays seven others' padding"
+    assert governor.choose(dict.fromkeys(rows, 5), rows) == {}, "it pays seven others' padding"
     for row in rows:
         for _ in range(9):
             governor.saw(row, True)
@@ -155,7 +155,7 @@ def test_one_row_that_repeats_does_not_make_a_batch_wide() -> None:
     for _ in range(4):
         cheap.ran(rows, 1, 8.0, {})
         cheap.ran(rows, 6, 12.0, {})
-    assert set(cheap.choose(dict.fromkeys(rows, 5), 8)) >= {0, 1, 2, 3}
+    assert set(cheap.choose(dict.fromkeys(rows, 5), rows)) >= {0, 1, 2, 3}
 
 
 def test_a_row_pays_its_losses_from_its_own_account() -> None:
@@ -166,10 +166,10 @@ def test_a_row_pays_its_losses_from_its_own_account() -> None:
         governor.ran([0], 6, 4.0, {0: (5, 0)})
         for _ in range(9):
             governor.ran([1], 1, PLAIN, {})
-    assert governor.choose({0: 5}, 1) == {}
-    assert governor.choose({1: 5}, 1) != {}, "another has lost nothing"
+    assert governor.choose({0: 5}, [0]) == {}
+    assert governor.choose({1: 5}, [1]) != {}, "another has lost nothing"
     governor.retain({1})
-    assert governor.choose({0: 5}, 1) != {}, "a row of the same number begins anew"
+    assert governor.choose({0: 5}, [0]) != {}, "a row of the same number begins anew"
 
 
 def test_what_one_row_of_a_batch_gains_does_not_pay_for_all() -> None:
@@ -183,12 +183,12 @@ def test_what_one_row_of_a_batch_gains_does_not_pay_for_all() -> None:
     for row in rows:
         for _ in range(20):
             governor.saw(row, True)
-    assert governor.choose(dict.fromkeys(rows, 1), 4) == {}, "each has lost more than a step"
+    assert governor.choose(dict.fromkeys(rows, 1), rows) == {}, "each has lost more than a step"
     governor.retain(())
     for row in rows:
         for _ in range(20):
             governor.saw(row, True)
-    assert governor.choose(dict.fromkeys(rows, 1), 4) == dict.fromkeys(rows, 1)
+    assert governor.choose(dict.fromkeys(rows, 1), rows) == dict.fromkeys(rows, 1)
 
 
 def seasoned(cost: Cost, right: int, wrong: int, *, costless: bool = True) -> Governor:
@@ -205,28 +205,28 @@ def seasoned(cost: Cost, right: int, wrong: int, *, costless: bool = True) -> Go
 def test_of_all_drafts_that_pay_the_best_is_chosen() -> None:
     governor = seasoned(linear(0.1), 0, 0)
     governor._account(0).acceptance = Acceptance(1.0, 2.0)
-    assert governor.choose({0: 5}, 1) == {0: 2}, "1.75 tokens in 1.2; of 5, 1.97 in 1.5"
+    assert governor.choose({0: 5}, [0]) == {0: 2}, "1.75 tokens in 1.2; of 5, 1.97 in 1.5"
 
 
 def test_every_drafted_token_has_its_price() -> None:
     governor = seasoned(lambda positions: PLAIN, 20, 0, costless=False)
-    assert governor.choose({0: 5}, 1, 0.1) == {0: 5}
-    assert governor.choose({0: 5}, 1, 0.8) == {0: 1}, "a second one could cost too much"
-    assert governor.choose({0: 5}, 1, 1.2) == {}
+    assert governor.choose({0: 5}, [0], 0.1) == {0: 5}
+    assert governor.choose({0: 5}, [0], 0.8) == {0: 1}, "a second one could cost too much"
+    assert governor.choose({0: 5}, [0], 1.2) == {}
 
 
 def test_a_wider_step_is_not_taken_to_be_faster() -> None:
     governor = seasoned(lambda positions: PLAIN if positions == 1 else 0.5 * PLAIN, 0, 0)
     governor._account(0).acceptance = Acceptance(0.02, 1.0)
-    assert governor.choose({0: 5}, 1) == {}
+    assert governor.choose({0: 5}, [0]) == {}
 
 
 def test_what_could_be_lost_next_is_within_the_share() -> None:
     governor = seasoned(lambda positions: PLAIN if positions == 1 else 1.5 * PLAIN, 20, 0)
     governor._account(0).saved = -0.4 * PLAIN
-    assert governor.choose({0: 5}, 1) == {0: 5}
+    assert governor.choose({0: 5}, [0]) == {0: 5}
     governor._account(0).saved = -0.6 * PLAIN
-    assert governor.choose({0: 5}, 1) == {}
+    assert governor.choose({0: 5}, [0]) == {}
 
 
 def test_pauses_are_of_8_steps_then_16_and_short_again_after_a_gain() -> None:
@@ -234,7 +234,7 @@ def test_pauses_are_of_8_steps_then_16_and_short_again_after_a_gain() -> None:
 
     def until_tried() -> int:
         for steps in range(100):
-            if governor.choose({0: 5}, 1):
+            if governor.choose({0: 5}, [0]):
                 for _ in range(40):
                     governor.saw(0, False)
                 return steps
@@ -250,7 +250,7 @@ def test_pauses_are_of_8_steps_then_16_and_short_again_after_a_gain() -> None:
 def test_who_is_drafted_does_not_wait() -> None:
     governor = seasoned(linear(0.1), 20, 0, costless=False)
     for _ in range(3 * FIRST_PAUSE):
-        assert governor.choose({0: 5}, 1) == {0: 5}
+        assert governor.choose({0: 5}, [0]) == {0: 5}
     assert governor._account(0).waited == 0
 
 
@@ -258,7 +258,7 @@ def test_what_was_seen_of_a_costless_draft_is_not_forgotten_in_a_pause() -> None
     governor = seasoned(linear(0.1), 0, 5)
     seen = governor._account(0).acceptance.seen
     for _ in range(3 * FIRST_PAUSE):
-        assert governor.choose({0: 5}, 1) == {}
+        assert governor.choose({0: 5}, [0]) == {}
     assert governor._account(0).acceptance.seen == seen
 
 

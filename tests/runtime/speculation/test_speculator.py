@@ -41,7 +41,7 @@ def opened(proposer: Proposer, widest: int = 6) -> tuple[Speculator, Governor]:
 
 
 def draft(speculator: Speculator, tokens: list[int], row: int = 0, limit: int = 9) -> Drafts:
-    return speculator.draft([Wanted(row, tokens, limit)], 1, lambda row, tokens: tokens)
+    return speculator.draft([Wanted(row, tokens, limit)], [row], lambda row, tokens: tokens)
 
 
 def begun() -> tuple[Speculator, Governor, list[int]]:

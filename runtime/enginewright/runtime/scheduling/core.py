@@ -243,7 +243,7 @@ class EngineCore:
         self._learn(plan, seconds, verified)
         return list(moved)
 
-    def _draft(self, rows: Sequence[Row], batch: int, most: int) -> Drafts:
+    def _draft(self, rows: Sequence[Row], step: Sequence[Row], most: int) -> Drafts:
         assert self._speculator is not None
         limits = [min(most, self._jobs[row.id].draft_limit(row.id)) for row in rows]
         wanted = [
@@ -252,7 +252,9 @@ class EngineCore:
             if limit > 0
         ]
         return self._speculator.draft(
-            wanted, batch, lambda row, draft: self._jobs[row].possible(row, draft)
+            wanted,
+            [row.id for row in step],
+            lambda row, draft: self._jobs[row].possible(row, draft),
         )
 
     def _learn(

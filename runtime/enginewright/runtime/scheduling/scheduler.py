@@ -40,9 +40,9 @@ LEAST_TOKENS_PER_STEP = 4
 StepKind = Literal["decode", "prefill", "extend", "verify"]
 """verify: a decode step with drafts, which the engine runs as an extension."""
 
-Drafter = Callable[[Sequence[Row], int, int], Mapping[int, Sequence[int]]]
-"""Drafts by row, of some of the rows; of the step are given its rows, and the most tokens that each
-draft may have."""
+Drafter = Callable[[Sequence[Row], Sequence[Row], int], Mapping[int, Sequence[int]]]
+"""Drafts by row; given are the rows that may have one, all rows of the step, and the most tokens
+that each draft may have."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Scheduler:
         most = self._max_tokens // len(rows) - 1
         if not fresh or most < 1:
             return {}
-        drafts = self._drafter(fresh, len(rows), most)
+        drafts = self._drafter(fresh, rows, most)
         if not self._cache.padded:
             return {row: draft for row, draft in drafts.items() if self._fits(row, len(draft))}
         widest = max(map(len, drafts.values()), default=0)

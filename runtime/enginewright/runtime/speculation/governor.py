@@ -2,9 +2,9 @@
 
 For each row it keeps how often drafted tokens were right lately, and what speculation has saved the
 row so far. A step drafts as many tokens a row as promise the most tokens a second, by the measured
-times of steps, and only while the row can afford that all of them are wrong: what it has lost may
-not exceed ``SHARE`` of the time of its steps, and one plain step. What is decided changes when
-tokens come, never which.
+times of steps, and only while each of its rows, drafted or not, can afford that all of them are
+wrong: what a row has lost may not exceed ``SHARE`` of the time of its steps, and one plain step.
+What is decided changes when tokens come, never which.
 """
 
 from __future__ import annotations
@@ -76,13 +76,14 @@ class Governor:
     _accounts: dict[int, Account] = field(default_factory=dict)
 
     def choose(
-        self, lengths: Mapping[int, int], batch: int, seconds_per_token: float = 0.0
+        self, lengths: Mapping[int, int], rows: Collection[int], seconds_per_token: float = 0.0
     ) -> dict[int, int]:
         """How many of the tokens that rows could draft are to be drafted; rows with none left out.
 
-        ``batch``: rows of the step, those without a draft included. ``seconds_per_token``: what
+        ``rows``: all of the step, those without a draft included. ``seconds_per_token``: what
         drafting adds for each token of the longest draft.
         """
+        batch = len(rows)
         plain = self.times.measured(batch)
         if plain is None:
             return {}
@@ -92,11 +93,9 @@ class Governor:
             if step is None:  # nothing near that size ran lately: first a shorter draft
                 break
             seconds = max(step, plain) + most * seconds_per_token
-            chosen = {
-                row: min(length, most)
-                for row, length in lengths.items()
-                if length and self._account(row).affords(seconds - plain, plain)
-            }
+            if not all(self._account(row).affords(seconds - plain, plain) for row in rows):
+                break
+            chosen = {row: min(length, most) for row, length in lengths.items() if length}
             gained = sum(self._accounts[row].acceptance.expected(n) for row, n in chosen.items())
             if (batch + gained) / seconds > best_rate:
                 best, best_rate = chosen, (batch + gained) / seconds
@@ -127,10 +126,9 @@ class Governor:
             self._account(row).seconds += seconds
         if not drafts or plain is None:
             return
-        accepted = sum(right for _, right in drafts.values())
-        saved = plain * (1 + accepted / len(rows)) - seconds
-        for row, (drafted, right) in drafts.items():
-            account = self._accounts[row]
+        for row in rows:
+            account, (drafted, right) = self._accounts[row], drafts.get(row, (0, 0))
+            saved = plain * (1 + right) - seconds
             account.saved += saved
             for place in range(min(right + 1, drafted)):
                 account.acceptance.note(place < right)

@@ -32,17 +32,17 @@ class Speculator:
     def draft(
         self,
         wanted: Sequence[Wanted],
-        batch: int,
+        rows: Collection[int],
         possible: Callable[[int, list[int]], list[int]],
     ) -> Drafts:
-        """Drafts for some of the rows, in a step of ``batch`` rows.
+        """Drafts for those of the step's ``rows`` that want one, or for some of them.
 
         ``possible``: the leading tokens of a row's draft that may come at all.
         """
         asked = [each._replace(limit=min(each.limit, self._most)) for each in wanted]
         self._look_back(asked)
         if not self._proposer.costless:
-            asked = self._worthwhile(asked, batch)
+            asked = self._worthwhile(asked, rows)
         proposed = self._proposer.propose(asked) if asked else []
         drafts = {
             each.row: draft
@@ -51,10 +51,10 @@ class Speculator:
         }
         if not self._proposer.costless:
             longest = max(map(len, proposed), default=0)
-            self._governor.spent([each.row for each in asked], longest * self._proposer.seconds)
+            self._governor.spent(rows, longest * self._proposer.seconds)
             return drafts
         lengths = {row: len(draft) for row, draft in drafts.items()}
-        chosen = self._governor.choose(lengths, batch)
+        chosen = self._governor.choose(lengths, rows)
         for each in asked:
             if each.row in drafts and each.row not in chosen:
                 self._unchecked[each.row] = len(each.tokens), drafts[each.row][0]
@@ -97,7 +97,7 @@ class Speculator:
             if place < len(each.tokens):
                 self._governor.saw(each.row, each.tokens[place] == token)
 
-    def _worthwhile(self, wanted: Sequence[Wanted], batch: int) -> list[Wanted]:
+    def _worthwhile(self, wanted: Sequence[Wanted], rows: Collection[int]) -> list[Wanted]:
         limits = {each.row: each.limit for each in wanted}
-        chosen = self._governor.choose(limits, batch, self._proposer.seconds)
+        chosen = self._governor.choose(limits, rows, self._proposer.seconds)
         return [each._replace(limit=chosen[each.row]) for each in wanted if each.row in chosen]
