@@ -131,7 +131,7 @@ def test_an_engine_whose_device_is_not_here(rtx_artifact: Path) -> None:
 def test_only_a_gpu_that_is_not_here_excuses_an_engine(
     rtx_artifact: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, exit_code: int
 ) -> None:
-    def refuses(*arguments: Any) -> None:
+    def refuses(*arguments: Any, **how: Any) -> None:
         raise error
 
     monkeypatch.setattr(plans, "open_engine", refuses)

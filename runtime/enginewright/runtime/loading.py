@@ -134,6 +134,7 @@ def _load(
             plan=how.plan,
             allow_native_code=how.allow_native_code,
             threads=how.threads,
+            in_turns=how.speculation is not None and how.speculation.method == "draft_model",
             limited=how.lowered,
         )
         plan = entry.plan

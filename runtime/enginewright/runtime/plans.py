@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from enginewright.runtime.artifact.artifact import Artifact
@@ -37,14 +38,17 @@ def open_plan(
     plan: str | None = None,
     allow_native_code: bool | None = None,
     threads: int | None = None,
+    in_turns: bool = False,
     limited: Callable[[EngineEntry], EngineEntry] = lambda entry: entry,
 ) -> tuple[Engine, EngineEntry]:
     """The first plan that runs here, loaded, and its entry; what was passed over is logged.
 
-    Without a ``target`` those of all targets are tried. Raises TargetError with the reasons if none
-    runs; the first DeviceError or MissingDependencyError if each was refused by one of these.
+    Without a ``target`` those of all targets are tried. ``in_turns``: see ``open_engine``. Raises
+    TargetError with the reasons if none runs; the first DeviceError or MissingDependencyError if
+    each was refused by one of these.
     """
     asked = artifact.plans(target, plan)
+    opened = partial(open_engine, threads=threads, in_turns=in_turns)
     reasons: list[str] = []
     refusals: list[DeviceError | MissingDependencyError] = []
     ordered = in_order(asked, artifact.manifest.tuning)
@@ -53,7 +57,7 @@ def open_plan(
         reason = objection(artifact, entry, allow_native_code)
         if reason is None:
             try:
-                engine = _open(artifact, entry, threads)
+                engine = _open(artifact, entry, opened)
             except NativeCodeError as error:
                 reason = str(error)
             except (DeviceError, MissingDependencyError) as error:
@@ -108,19 +112,21 @@ def _behind(artifact: Artifact, entry: EngineEntry, allow_native_code: bool | No
     return f"plan {entry.plan}: {reason}"
 
 
-def _open(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
+def _open(
+    artifact: Artifact, entry: EngineEntry, opened: Callable[[Artifact, EngineEntry], Engine]
+) -> Engine:
     """The engine, held to the kernels that the build found the fastest if it measured here."""
     tuning, wanted = artifact.manifest.tuning, entry.cpu_kernels
     if tuning is None or wanted is None:
-        return open_engine(artifact, entry, threads)
+        return opened(artifact, entry)
     if not _measured_on(tuning, processor_name()):
         logger.info(
             "plan %s: its kernels (%s) were chosen on another processor, %s; the best that this "
             "one has run instead",
             *(entry.plan, wanted, tuning.processor),
         )
-        return open_engine(artifact, replace(entry, cpu_kernels=None), threads)
-    engine = open_engine(artifact, entry, threads)
+        return opened(artifact, replace(entry, cpu_kernels=None))
+    engine = opened(artifact, entry)
     found = engine.describe().cpu_kernels
     if found is not None and found != wanted and not os.environ.get(CPU_KERNELS):
         logger.warning(

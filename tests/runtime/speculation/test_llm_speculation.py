@@ -25,6 +25,7 @@ from enginewright.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from enginewright.runtime.engine import EngineInfo
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}
+SPINNING_STOP = "session.force_spinning_stop"
 TEXT = "one two three four five six seven one two three four"
 
 
@@ -54,6 +55,19 @@ def fast(request: pytest.FixtureRequest, tiny_artifact: Path) -> Iterator[LLM]:
     config = NGRAM if request.param == "ngram" else draft
     with LLM(tiny_artifact, threads=1, speculative_config=config) as llm:
         yield llm
+
+
+def test_engines_that_step_in_turns_do_not_keep_the_cores_busy(fast: LLM) -> None:
+    """While the threads of one spin, a step of the other takes twice as long."""
+    core: Any = fast._core
+    proposer = core._speculator._proposer
+    engines = [core._engine, *([proposer._engine] if hasattr(proposer, "_engine") else [])]
+    options = [engine._session.get_session_options() for engine in engines]
+    if len(engines) == 1:
+        with pytest.raises(RuntimeError, match="spinning"):
+            options[0].get_session_config_entry(SPINNING_STOP)
+        return
+    assert [each.get_session_config_entry(SPINNING_STOP) for each in options] == ["1", "1"]
 
 
 PARAMS: dict[str, dict[str, Any]] = {

@@ -36,13 +36,20 @@ ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 class BackendModule(Protocol):
     """What a backend's module offers."""
 
-    def open_engine(self, artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
-        """Load the engine; ``threads`` None means as many as there are cores to run on."""
+    def open_engine(
+        self, artifact: Artifact, entry: EngineEntry, threads: int | None, *, in_turns: bool
+    ) -> Engine:
+        """Load the engine; ``threads`` None means as many as there are cores to run on.
+
+        ``in_turns``: another one steps after each of its steps, on the same cores.
+        """
 
 
-def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None = None) -> Engine:
+def open_engine(
+    artifact: Artifact, entry: EngineEntry, threads: int | None = None, *, in_turns: bool = False
+) -> Engine:
     """Load the engine ``entry`` of the artifact with the backend of its target."""
-    return load_backend(entry.target).open_engine(artifact, entry, threads)
+    return load_backend(entry.target).open_engine(artifact, entry, threads, in_turns=in_turns)
 
 
 def load_backend(target: str) -> BackendModule:

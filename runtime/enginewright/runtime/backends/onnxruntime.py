@@ -54,13 +54,15 @@ MAX_BINDINGS = 64
 """Kept bindings; a decode of n rows needs one for each n, the rest are rare."""
 
 
-def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
+def open_engine(
+    artifact: Artifact, entry: EngineEntry, threads: int | None, *, in_turns: bool
+) -> Engine:
     """Open the entry's model; its external data is memory-mapped from the artifact's folder."""
     for file in entry.files:
         artifact.file(file)
     library = None if entry.library is None else artifact.file(entry.library)
     model = artifact.file(entry.model)
-    engine = OnnxRuntimeEngine(model, entry, threads, library, artifact.manifest)
+    engine = OnnxRuntimeEngine(model, entry, threads, library, artifact.manifest, in_turns=in_turns)
     warn_of_threads(threads)
     return engine
 
@@ -68,7 +70,8 @@ def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> 
 class OnnxRuntimeEngine(Engine):
     """A session and its cache pool; see the module's table.
 
-    ``manifest``: what conformance found of the engine; without it nothing is known.
+    ``manifest``: what conformance found of the engine; without it nothing is known. ``in_turns``:
+    another one steps after each of its steps, on the same cores.
     """
 
     def __init__(
@@ -78,8 +81,11 @@ class OnnxRuntimeEngine(Engine):
         threads: int | None = None,
         library: Path | None = None,
         manifest: Manifest | None = None,
+        *,
+        in_turns: bool = False,
     ) -> None:
-        self._session = _open_session(model, threads, library, entry.cpu_kernels)
+        options = session_options(threads, in_turns=in_turns)
+        self._session = _open_session(model, options, library, entry.cpu_kernels)
         self._info = _describe(entry, manifest, library)
         paged = entry.kv.layout == "paged"
         self._inputs = (*SMALL_INPUTS, "block_table") if paged else SMALL_INPUTS
@@ -206,10 +212,7 @@ def _even_width(batch: StepBatch) -> StepBatch:
     )
 
 
-def _open_session(
-    model: Path, threads: int | None, library: Path | None, held_to: str | None
-) -> Any:
-    options = session_options(threads)
+def _open_session(model: Path, options: Any, library: Path | None, held_to: str | None) -> Any:
     options.enable_mem_pattern = False  # one is kept for each shape: steps have any
     if library is not None:
         check_variables()

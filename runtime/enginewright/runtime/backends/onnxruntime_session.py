@@ -48,8 +48,12 @@ LOAD_ERRORS = (
 )
 
 
-def session_options(threads: int | None) -> Any:
-    """Options for one thread pool of ``threads``; None: as many as there are cores to run on."""
+def session_options(threads: int | None, *, in_turns: bool = False) -> Any:
+    """Options for one thread pool of ``threads``; None: as many as there are cores to run on.
+
+    Threads spin for a while after a step, in case another follows at once. ``in_turns``: they do
+    not, for another engine's step follows, which would be left with half of the cores' time.
+    """
     if threads is not None and threads < 1:
         raise EnginewrightError(f"threads={threads}: at least 1, or None for all available cores")
     options = ort.SessionOptions()
@@ -57,6 +61,8 @@ def session_options(threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = GRAPH_OPTIMIZATION
+    if in_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # errors are raised; a line on stderr besides is noise
     return options
 

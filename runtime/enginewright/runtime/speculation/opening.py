@@ -65,6 +65,7 @@ def _open_draft(
             artifact,
             allow_native_code=how.allow_native_code,
             threads=how.threads,
+            in_turns=True,
             limited=partial(_within, info),
         )
     except ArtifactError as error:

@@ -16,8 +16,10 @@ from enginewright.runtime.doctor.load import check_device
 from enginewright.runtime.engine import Engine
 
 
-def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
-    """Load the engine onto the first visible GPU. ``threads`` means nothing here.
+def open_engine(
+    artifact: Artifact, entry: EngineEntry, threads: int | None, *, in_turns: bool
+) -> Engine:
+    """Load the engine onto the first visible GPU. ``threads``, ``in_turns`` mean nothing here.
 
     Raises MissingDependencyError for packages, DeviceError for the driver and the GPU.
     """

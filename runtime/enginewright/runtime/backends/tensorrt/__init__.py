@@ -23,8 +23,10 @@ _REGISTRY = threading.Lock()
 """The library's registry of plugins is the process's: one engine at a time takes its kernels."""
 
 
-def open_engine(artifact: Artifact, entry: EngineEntry, threads: int | None) -> Engine:
-    """Load the engine onto the first visible GPU. ``threads`` means nothing here.
+def open_engine(
+    artifact: Artifact, entry: EngineEntry, threads: int | None, *, in_turns: bool
+) -> Engine:
+    """Load the engine onto the first visible GPU. ``threads``, ``in_turns`` mean nothing here.
 
     What can be told without the library is checked before it is loaded: driver, GPU, versions,
     plugin, memory. Raises DeviceError, whose code says which, and MissingDependencyError.
