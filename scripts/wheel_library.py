@@ -45,8 +45,9 @@ class LibraryHook(BuildHookInterface[Any]):
         self._scratch = Path(tempfile.mkdtemp())
         try:
             tag = _compile(recipe, self._scratch)
-        except UnsuitableError as reason:
-            if isinstance(reason, CompilerError) and os.environ.get("CXX"):
+        except Exception as reason:
+            wanted = isinstance(reason, CompilerError) and os.environ.get("CXX")
+            if wanted or not isinstance(reason, UnsuitableError):
                 shutil.rmtree(self._scratch)
                 raise
             self.app.display_warning(f"the wheel carries no prebuilt operators: {reason}")
@@ -69,6 +70,10 @@ def _compile(recipe: ModuleType, folder: Path) -> str:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, recipe.COMPILERS), None)
     if compiler is None:
         raise UnsuitableError("there is no C++ compiler")
+    if shutil.which(compiler) is None:
+        raise CompilerError(
+            f"CXX={compiler}: no such program; name a C++ compiler, without arguments, or unset CXX"
+        )
     version = _run([compiler, "--version"]).partition("\n")[0]
     library = folder / recipe.file_name(_platform())
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,7 +81,11 @@ def _compile(recipe: ModuleType, folder: Path) -> str:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(_run, commands.values()))
         # With the C++ library inside; a wheel may not lean on that of this machine.
-        _run([compiler, *recipe.LINK_FLAGS, *recipe.STATIC, *commands, "-o", str(library)])
+        link = [compiler, *recipe.LINK_FLAGS, *recipe.STATIC, *commands, "-o", str(library)]
+        try:
+            _run(link)
+        except CompilerError as reason:  # some systems have no static C++ library
+            raise UnsuitableError(str(reason)) from reason
     recipe.write_record(folder, version, _platform())
     return _tag(library.read_bytes())
 

@@ -99,6 +99,9 @@ def test_of_a_compiler_that_was_asked_for_and_fails_there_is_no_wheel(
         built(tmp_path / "dist", CXX=str(compiler(FAILS)))
     assert "the C++ compiler failed" in failed.value.stderr.decode()
     assert not list((tmp_path / "dist").glob("*.whl"))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        built(tmp_path / "dist", CXX="ccache c++")
+    assert "CXX=ccache c++: no such program" in failed.value.stderr.decode()
 
 
 def test_an_editable_install_compiles_nothing(

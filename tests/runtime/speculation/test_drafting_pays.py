@@ -243,6 +243,23 @@ def test_beside_a_row_that_repeats_the_others_lose_little(null_engine: Any) -> N
     assert all(now < 1.05 * before for now, before in zip(fast, plain, strict=True))
 
 
+def test_what_plain_steps_take_is_measured_anew_when_a_request_joins(null_engine: Any) -> None:
+    bench = Bench(null_engine, always, CHEAP, ngrams)
+    bench.ask([11])
+    for _ in range(40):
+        bench.step()
+    assert bench.drafted[-1]
+    assert bench.speculator is not None
+    times = bench.speculator._governor.times
+    assert times.plain(1) is not None
+    bench.ask([12, 13], number=1)
+    bench.step()
+    assert times.plain(1) is None
+    while not bench.drafted[-1]:
+        bench.step()
+    assert times.plain(2) is not None
+
+
 def test_after_a_failure_nothing_is_left_of_the_rows_that_ran(null_engine: Any) -> None:
     """A row of the same number is as one of an engine that has just begun, but for its times."""
     bench = Bench(null_engine, always, CHEAP, ngrams)

@@ -274,20 +274,55 @@ def test_tokens_after_the_first_wrong_one_say_nothing() -> None:
 def test_times_are_medians_of_what_ran_lately() -> None:
     times = StepTimes()
     for seconds in (1.0, 9.0, 1.2):
-        times.note(1, seconds)
-    assert times.measured(1) == 1.2
-    assert times.measured(2) is None
+        times.note(1, 1, seconds)
+    assert times.plain(1) == 1.2
+    assert times.plain(2) is None
     assert times.expected(2) == 1.2, "as much as the only one"
     assert times.expected(3) is None
-    times.note(2, 1.7)
+    times.note(1, 2, 1.7)
     assert times.expected(4) == 1.7, "as much as the largest"
-    times.note(4, 2.5)
+    times.note(1, 4, 2.5)
     assert times.expected(3) == pytest.approx(2.1)
     assert times.expected(9) is None
     for _ in range(FRESH):
-        times.note(2, 5.0)
-    assert times.measured(1) is None, "too old"
+        times.note(1, 2, 5.0)
+    assert times.plain(1) is None, "too old"
     assert times.expected(3) == 5.0
+    assert set(times._taken) == {2}, "and no longer kept"
+
+
+def test_a_wide_step_of_one_row_is_no_plain_step_of_many() -> None:
+    """Its past may be long, and theirs short: what they lose would count as saved."""
+    governor = Governor(costless=True)
+    for _ in range(ENOUGH):
+        governor.ran(range(8), 1, 1.0, {})
+    for _ in range(20):
+        governor.ran([9], 8, 9.0, {})
+    assert governor.times.plain(8) == 1.0
+    governor.ran(range(8), 2, 1.8, {0: (1, 0)})
+    assert governor._accounts[0].saved == pytest.approx(-0.8)
+
+
+def test_after_rows_have_joined_plain_steps_are_measured_anew() -> None:
+    governor = seasoned(linear(0.1), 20, 0)
+    assert governor.choose({0: 5}, [0]) == {0: 5}
+    governor.joined()
+    assert governor.choose({0: 5}, [0]) == {}
+    for _ in range(ENOUGH):
+        governor.ran([1], 1, PLAIN, {})
+    assert governor.choose({0: 5}, [0]) == {0: 5}
+
+
+def test_who_waits_for_anothers_account_has_not_failed() -> None:
+    governor = seasoned(linear(0.1), 20, 0, costless=False)
+    for positions in (2, 4, 6, 8):
+        for _ in range(ENOUGH):
+            governor.ran([1, 2], positions // 2, PLAIN * positions, {})
+    governor._account(2).saved = -100.0
+    for _ in range(3 * FIRST_PAUSE):
+        assert governor.choose({0: 5}, [0, 2]) == {}
+    assert governor._account(0).waited == 0
+    assert governor._account(0).pause == FIRST_PAUSE
 
 
 def test_the_share_leaves_room_for_one_step() -> None:

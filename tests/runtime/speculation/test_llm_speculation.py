@@ -246,3 +246,13 @@ def json_entry(artifact: Path) -> Any:
     from enginewright.runtime.artifact.artifact import Artifact
 
     return Artifact.open(artifact).engine()
+
+
+@pytest.mark.parametrize("wrong", [{"quantization": "banana"}, {"revision": "no such"}])
+def test_a_draft_that_is_not_what_was_asked_for_is_refused(
+    tiny_artifact: Path, wrong: dict[str, str]
+) -> None:
+    config = {"model": str(tiny_artifact), "num_speculative_tokens": 4, **wrong}
+    ((key, value),) = wrong.items()
+    with pytest.raises(EnginewrightError, match=f"speculative_config: {key}='{value}'"):
+        LLM(tiny_artifact, threads=1, speculative_config=config)

@@ -266,6 +266,8 @@ class EngineCore:
         if plan.kind in ("decode", "verify"):
             width = max(part.length for part in plan.parts)
             self._speculator.ran([part.row.id for part in plan.parts], width, seconds, verified)
+        else:
+            self._speculator.joined()
         self._speculator.retain(self._scheduler.rows)
 
     def _batch(self, plan: StepPlan) -> StepBatch:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from enginewright.runtime.speculation.step_times import StepTimes
 
-SHARE = 0.03
+SHARE = 0.02
 """Of a row's time, what speculation may lose it at most, besides one plain step."""
 
 MARGIN = 1.05
@@ -84,24 +84,31 @@ class Governor:
         drafting adds for each token of the longest draft.
         """
         batch = len(rows)
-        plain = self.times.measured(batch)
+        plain = self.times.plain(batch)
         if plain is None:
             return {}
         best, best_rate = {}, MARGIN * batch / plain
+        waiting = set(lengths)
         for most in range(1, max(lengths.values(), default=0) + 1):
             step = self.times.expected(batch * (most + 1))
             if step is None:  # nothing near that size ran lately: first a shorter draft
                 break
             seconds = max(step, plain) + most * seconds_per_token
-            if not all(self._account(row).affords(seconds - plain, plain) for row in rows):
+            poor = {row for row in rows if not self._account(row).affords(seconds - plain, plain)}
+            if poor:  # who has to wait for another's account has not failed itself
+                waiting &= poor
                 break
             chosen = {row: min(length, most) for row, length in lengths.items() if length}
             gained = sum(self._accounts[row].acceptance.expected(n) for row, n in chosen.items())
             if (batch + gained) / seconds > best_rate:
                 best, best_rate = chosen, (batch + gained) / seconds
         if not self.costless:
-            self._wait(lengths.keys() - best.keys())
+            self._wait(waiting - best.keys())
         return best
+
+    def joined(self) -> None:
+        """Rows have joined those that decode: what plain steps take is measured anew."""
+        self.times.forget_plain()
 
     def saw(self, row: int, right: bool) -> None:
         """A token that was proposed for the row, and not checked, was what came, or was not."""
@@ -120,8 +127,8 @@ class Governor:
         drafts: Mapping[int, tuple[int, int]],
     ) -> None:
         """A step ran: of rows with a draft, how many tokens were drafted and how many accepted."""
-        plain = self.times.measured(len(rows))
-        self.times.note(len(rows) * width, seconds)
+        plain = self.times.plain(len(rows))
+        self.times.note(len(rows), width, seconds)
         for row in rows:
             self._account(row).seconds += seconds
         if not drafts or plain is None:

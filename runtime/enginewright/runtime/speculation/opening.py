@@ -60,6 +60,7 @@ def _open_draft(
         )
         artifact = Artifact.open(place, how.verify)
         how.check_policy(artifact)
+        _check_built(config, artifact)
         _check_vocabulary(artifact, info, tokenizer)
         engine, _ = open_plan(
             artifact,
@@ -75,6 +76,14 @@ def _open_draft(
     except EnginewrightError as error:
         engine.close()
         raise EnginewrightError(f"speculative_config's model: {error}") from error
+
+
+def _check_built(config: SpeculativeConfig, draft: Artifact) -> None:
+    asked = EngineOptions(quantization=config.quantization, revision=config.revision)
+    try:
+        asked.check_built(draft.manifest, draft.engine())
+    except EnginewrightError as error:
+        raise EnginewrightError(f"speculative_config: {error}") from error
 
 
 def _within(target: EngineInfo, draft: EngineEntry) -> EngineEntry:

@@ -72,6 +72,10 @@ class Speculator:
         for drafted, accepted in drafts.values():
             self.stats.count(drafted, accepted)
 
+    def joined(self) -> None:
+        """Rows have joined those that decode."""
+        self._governor.joined()
+
     def retain(self, rows: Collection[int]) -> None:
         """Forget all rows but these."""
         self._proposer.retain(rows)
