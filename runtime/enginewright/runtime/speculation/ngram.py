@@ -53,6 +53,11 @@ class _Index:
     def _add(self, tokens: list[int]) -> None:
         """All runs that something follows: not the one that the tokens end with."""
         known, self._known = self._known, max(len(tokens) - 1, 0)
+        if self._known == known + 1:  # as after a plain step: below takes six times as long
+            for size, ends in self._ends.items():
+                if size <= self._known:
+                    ends[tuple(tokens[self._known - size : self._known])] = self._known
+            return
         for size, ends in self._ends.items():
             first = max(known + 1 - size, 0)
             last = max(len(tokens) - size, first)
