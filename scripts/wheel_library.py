@@ -67,13 +67,12 @@ def _compile(recipe: ModuleType, folder: Path) -> str:
     """Put library and record into the folder; the platform of the wheel's tag."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         raise UnsuitableError("they are compiled on Linux with the GNU C library only")
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, recipe.COMPILERS), None)
+    try:
+        compiler = recipe.find_compiler()
+    except recipe.NoSuchCompilerError as error:
+        raise CompilerError(str(error)) from error
     if compiler is None:
         raise UnsuitableError("there is no C++ compiler")
-    if shutil.which(compiler) is None:
-        raise CompilerError(
-            f"CXX={compiler}: no such program; name a C++ compiler, without arguments, or unset CXX"
-        )
     version = _run([compiler, "--version"]).partition("\n")[0]
     library = folder / recipe.file_name(_platform())
     with tempfile.TemporaryDirectory() as scratch:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,10 @@ _INSTRUCTION_SETS = {
 """By the end of a file's name, on x86-64."""
 
 
+class NoSuchCompilerError(Exception):
+    """CXX names a program that is not there."""
+
+
 @dataclass(frozen=True)
 class Prebuilt:
     """The library of an installed wheel; ``inputs``: what it was made from."""
@@ -57,6 +63,22 @@ class _Unit:
 
     source: Path
     flags: tuple[str, ...] = ()
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that CXX names, or the first known one on the PATH.
+
+    Raises NoSuchCompilerError.
+    """
+    asked = os.environ.get("CXX")
+    if not asked:
+        return next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    found = shutil.which(asked)
+    if found is None:
+        raise NoSuchCompilerError(
+            f"CXX={asked}: no such program; name a C++ compiler, without arguments, or unset CXX"
+        )
+    return found
 
 
 def file_name(for_platform: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from enginewright.builder.cache import cached_file
 from enginewright.plugins import cpu_library
-from enginewright.plugins.cpu_library import COMPILERS, LINK_FLAGS, STATIC
+from enginewright.plugins.cpu_library import LINK_FLAGS, STATIC
 from enginewright.runtime.artifact.artifact import sha256_file
 from enginewright.runtime.artifact.native_code import remember, this_platform
 from enginewright.runtime.cores import available_cores
@@ -69,16 +68,11 @@ def library_compiler() -> str | None:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the first known one on the PATH."""
-    asked = os.environ.get("CXX")
-    if not asked:
-        return next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    found = shutil.which(asked)
-    if found is None:
-        raise BuildError(
-            f"CXX={asked}: no such program; name a C++ compiler, without arguments, or unset CXX"
-        )
-    return found
+    """The C++ compiler that CXX names, or the first known one on the PATH. Raises BuildError."""
+    try:
+        return cpu_library.find_compiler()
+    except cpu_library.NoSuchCompilerError as error:
+        raise BuildError(str(error)) from error
 
 
 def compiler_version(compiler: str) -> str:
