@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,13 @@ def test_the_class_of_our_own_engine_is_measured_once(
         raise TakenError
 
     monkeypatch.setattr(Runner, "take", take)
-    monkeypatch.setenv("ENGINEWRIGHT_CPU_KERNELS", "portable")
-    with pytest.raises(TakenError):  # other kernels, other answers
+    engine, other = Artifact.engine, "portable"
+    with monkeypatch.context() as held:  # other kernels, other answers
+        held.setattr(Artifact, "engine", lambda *given: replace(engine(*given), cpu_kernels=other))
+        with pytest.raises(TakenError):
+            with_quality(ours([opened]), source, 1, {})
+    monkeypatch.setenv("ENGINEWRIGHT_CPU_KERNELS", other)
+    with pytest.raises(TakenError):
         with_quality(ours([opened]), source, 1, {})
 
 
