@@ -126,6 +126,16 @@ def guesses(repeats: Repeats) -> Callable[[Any], Proposer]:
     return lambda engine: Guesses(engine, repeats)
 
 
+def drafting(null_engine: Any) -> Bench:
+    """In the middle of an answer that repeats."""
+    bench = Bench(null_engine, always, CHEAP, ngrams)
+    bench.ask([11])
+    for _ in range(40):
+        bench.step()
+    assert bench.drafted[-1]
+    return bench
+
+
 def both(
     null_engine: Any,
     batch: int,
@@ -244,11 +254,7 @@ def test_beside_a_row_that_repeats_the_others_lose_little(null_engine: Any) -> N
 
 
 def test_what_plain_steps_take_is_measured_anew_when_a_request_joins(null_engine: Any) -> None:
-    bench = Bench(null_engine, always, CHEAP, ngrams)
-    bench.ask([11])
-    for _ in range(40):
-        bench.step()
-    assert bench.drafted[-1]
+    bench = drafting(null_engine)
     assert bench.speculator is not None
     times = bench.speculator._governor.times
     assert times.plain(1) is not None
@@ -262,11 +268,7 @@ def test_what_plain_steps_take_is_measured_anew_when_a_request_joins(null_engine
 
 def test_after_a_failure_nothing_is_left_of_the_rows_that_ran(null_engine: Any) -> None:
     """A row of the same number is as one of an engine that has just begun, but for its times."""
-    bench = Bench(null_engine, always, CHEAP, ngrams)
-    bench.ask([11])
-    for _ in range(40):
-        bench.step()
-    assert bench.drafted[-1]
+    bench = drafting(null_engine)
     bench.engine.fail_at = 0
     with pytest.raises(RuntimeError, match="the device is gone"):
         bench.step()
