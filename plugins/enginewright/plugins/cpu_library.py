@@ -20,7 +20,7 @@ SOURCES = (
     *(_PLUGINS / name / "cpu" for name in ("attention", "block_linear", "row_ops")),
 )
 """What the operators share, and each of them."""
-COMPILERS = ("c++", "g++", "clang++")
+_COMPILERS = ("c++", "g++", "clang++")
 LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none")
 STATIC = ("-static-libgcc", "-static-libstdc++")
 PREBUILT = _PLUGINS / "prebuilt"
@@ -72,7 +72,7 @@ def find_compiler() -> str | None:
     """
     asked = os.environ.get("CXX")
     if not asked:
-        return next((path for name in COMPILERS if (path := shutil.which(name))), None)
+        return next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     found = shutil.which(asked)
     if found is None:
         raise NoSuchCompilerError(
